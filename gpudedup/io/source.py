@@ -1,0 +1,79 @@
+"""What the stages know of a corpus: an ordered list of shards, each read in batches and read again by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of one shard, ascending. ``rows`` int64[n] are row numbers within the shard, from 0.
+
+    ``columns`` holds the columns that were asked for, in the order they were asked for. ``damaged`` lists the rows among
+    ``rows`` that could not be read (only with on_error="skip"); their values are null and they are no documents.
+    """
+
+    rows: npt.NDArray[np.int64]
+    columns: pa.RecordBatch
+    damaged: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Rows (or, with ``first_row`` None, a whole shard) left out under on_error="skip", and why."""
+
+    shard: str
+    first_row: int | None
+    count: int
+    reason: str
+
+
+class Shard(Protocol):
+    """One input file, or a table in memory. Every method may be called again and from another thread."""
+
+    @property
+    def name(self) -> str:
+        """The path as given; "" for data in memory."""
+
+    @property
+    def text_in_memory(self) -> bool:
+        """Whether reading again costs no decoding."""
+
+    def read(self, columns: Sequence[str], wanted: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """Batches of bounded bytes in row order; with ``wanted`` (ascending row numbers) exactly those rows.
+
+        Raises InputError naming file and row (or byte) for anything unreadable, or records it as skipped.
+        """
+
+    def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+        """All columns of the rows whose ``keep`` is true, in row order."""
+
+    def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
+        """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written."""
+
+
+class Source(Protocol):
+    """An ordered corpus. Input order is the order of ``shards``, then of rows."""
+
+    @property
+    def shards(self) -> Sequence[Shard]: ...
+
+    @property
+    def skipped(self) -> Sequence[Skipped]:
+        """What was left out so far under on_error="skip"."""
+
+    def column_type(self, column: str) -> pa.DataType:
+        """The column's type in all shards. Raises InputError (which columns exist) or if shards differ."""
+
+    def kept_schema(self) -> pa.Schema:
+        """Schema of the batches of ``Shard.kept``."""
+
+    def close(self) -> None:
+        """Delete what was spooled."""
