@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Make csrc/core/fold_tables.cpp: what each code point folds to and whether that is a unit character (docs/spec.md 2, 3).
 
     python tools/make_tables.py            write the file
@@ -125,6 +124,8 @@ class Folds:
     def full(self, c: int) -> str:
         if c in self.dropped_first:
             return ""
+        if is_surrogate(c):
+            return chr(c)
         text, before = chr(c), ""
         while text != before:
             text, before = self.casefold(self.unicode.normalize("NFKD", text)), text
@@ -283,7 +284,9 @@ def source(index: array.array[int], pages: array.array[int], expansions: array.a
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="compare with the file in the tree, write nothing")
-    parser.add_argument("--casefolding", type=Path, metavar="TGZ", help="remake the case folding rows from this package")
+    parser.add_argument(
+        "--casefolding", type=Path, metavar="TGZ", help="remake the case folding rows from this package"
+    )
     args = parser.parse_args()
     if args.casefolding:
         write_casefolding(args.casefolding)
