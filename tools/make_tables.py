@@ -1,4 +1,4 @@
-"""Make csrc/core/fold_tables.cpp: what each code point folds to and whether that is a unit character (docs/spec.md 2, 3).
+"""Make csrc/core/fold_tables.cpp: what each code point folds to, and the class of that (docs/spec.md 2, 3).
 
     python tools/make_tables.py            write the file
     python tools/make_tables.py --check    exit with 1 if the file in the tree differs
