@@ -1,0 +1,95 @@
+// Buckets of documents that share a band key, and the candidates in them. docs/spec.md, section 7.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/group.h"
+#include "cpu/parallel.h"
+
+namespace gpudedup {
+
+/// Signatures in the batches they were made in; document numbers run over all of them.
+class Lanes {
+ public:
+  explicit Lanes(uint32_t lane_count) : lane_count_(lane_count) {}
+  void add(const uint32_t* lanes, size_t count) {
+    if (count)
+      batches_.push_back({lanes, first_.empty() ? 0 : first_.back()}), first_.push_back(batches_.back().first + count);
+  }
+  uint32_t lane_count() const { return lane_count_; }
+  size_t size() const { return first_.empty() ? 0 : first_.back(); }
+  const uint32_t* operator[](size_t document) const {
+    size_t batch = static_cast<size_t>(std::upper_bound(first_.begin(), first_.end(), document) - first_.begin());
+    return batches_[batch].lanes + (document - batches_[batch].first) * lane_count_;
+  }
+
+ private:
+  struct Batch {
+    const uint32_t* lanes;
+    size_t first;
+  };
+  uint32_t lane_count_;
+  std::vector<Batch> batches_;
+  std::vector<size_t> first_;  // ends of the batches
+};
+
+/// The documents that go to the buckets, in rank order, and what limits which of them are compared.
+/// Below, a document is its place in `documents`.
+struct Ranked {
+  const uint32_t* documents;  // [count] -> document number
+  size_t count;
+  const uint64_t* scope_keys;  // [count], or null: no `within`
+  const int32_t* scopes;       // [count], the values behind the keys, or null
+  const int32_t* across;       // [count], or null: no `across`
+};
+
+class Buckets {
+ public:
+  Buckets(Context& context, const Lanes& lanes, const Ranked& ranked, uint32_t bands, uint32_t rows, uint64_t window);
+
+  size_t count() const { return first_slot_.size() - 1; }
+  uint64_t bounded_buckets() const { return bounded_buckets_; }
+  uint64_t bounded_documents() const { return bounded_documents_; }
+  uint64_t longest() const { return longest_; }
+
+  /// Whether the document shares a bucket with another.
+  bool shared(uint32_t document) const { return first_slot_[document + 1] > first_slot_[document]; }
+
+  /// At most this many candidates has the document; O(bands).
+  uint64_t candidate_bound(uint32_t document) const;
+
+  /// Its candidates of better rank, ascending, each once, for which accept(candidate) holds.
+  template <class Accept>
+  void candidates(uint32_t document, std::vector<uint32_t>& out, Accept&& accept) const {
+    size_t before = out.size();
+    for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) {
+      uint64_t slot = slots_[i];
+      const uint32_t* bucket = members_.data() + bucket_first_[slot];
+      uint64_t position = slot - bucket_first_[slot];
+      for (uint64_t k = 0, n = window_size(position); k < n; ++k) {
+        uint32_t candidate = bucket[window_position(position, k)];
+        if (comparable(candidate, document) && accept(candidate)) out.push_back(candidate);
+      }
+    }
+    std::sort(out.begin() + before, out.end());
+    out.erase(std::unique(out.begin() + before, out.end()), out.end());
+  }
+
+ private:
+  uint64_t window_size(uint64_t position) const;
+  uint64_t window_position(uint64_t position, uint64_t i) const;
+  bool comparable(uint32_t better, uint32_t worse) const {
+    return (scopes_.empty() || scopes_[better] == scopes_[worse]) &&
+           (across_.empty() || across_[better] != across_[worse]);
+  }
+
+  uint64_t window_;
+  std::vector<uint32_t> members_;       // of all buckets of two and more, bucket after bucket, by rank
+  std::vector<uint64_t> bucket_first_;  // [members]: where the member's bucket begins
+  std::vector<uint64_t> first_slot_;    // [count + 1]: into slots_
+  std::vector<uint64_t> slots_;         // places in members_ of each document, band by band
+  std::vector<int32_t> scopes_, across_;
+  uint64_t bounded_buckets_ = 0, bounded_documents_ = 0, longest_ = 0;
+};
+
+}  // namespace gpudedup

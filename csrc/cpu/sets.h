@@ -1,0 +1,60 @@
+// Shingle sets by document number, in memory while they fit a budget and in an unlinked file beyond it.
+#pragma once
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cpu/parallel.h"
+
+namespace gpudedup {
+
+struct SetView {
+  const uint32_t* values;  // ascending, distinct
+  uint64_t size;
+};
+
+class SetStore {
+ public:
+  /// Blocks of memory are taken up to `memory_bytes`, then from files in `directory`.
+  SetStore(uint64_t memory_bytes, std::string directory)
+      : memory_bytes_(memory_bytes), directory_(std::move(directory)) {}
+  ~SetStore();
+  SetStore(const SetStore&) = delete;
+  SetStore& operator=(const SetStore&) = delete;
+
+  /// Makes room for documents 0 .. count - 1.
+  void resize(size_t count) { sets_.resize(count, {nullptr, 0}); }
+  size_t size() const { return sets_.size(); }
+
+  /// Adds the sets of `count` documents: document `numbers[i]` has hashes[offsets[i] .. offsets[i + 1]), in any order.
+  /// Throws std::system_error when neither memory nor disk gives room.
+  void add(Context& context, const uint32_t* numbers, size_t count, const uint32_t* hashes, const int64_t* offsets);
+
+  /// Adds one array as it is (a signature).
+  void add_as_is(uint32_t number, const uint32_t* values, size_t size);
+
+  bool has(uint32_t number) const { return sets_[number].values != nullptr; }
+  SetView operator[](uint32_t number) const { return sets_[number]; }
+
+  uint64_t bytes_in_memory() const { return in_memory_; }
+  uint64_t bytes_on_disk() const { return on_disk_; }
+
+ private:
+  struct Block {
+    void* address;
+    size_t bytes;
+  };
+  uint32_t* allocate(size_t values);
+
+  uint64_t memory_bytes_;
+  std::string directory_;
+  std::vector<SetView> sets_;
+  std::vector<Block> blocks_;
+  uint32_t* free_ = nullptr;
+  size_t free_values_ = 0;
+  uint64_t in_memory_ = 0, on_disk_ = 0;
+  std::mutex mutex_;
+};
+
+}  // namespace gpudedup

@@ -1,0 +1,210 @@
+#include "cpu/stream.h"
+
+#include <random>
+#include <stdexcept>
+
+#include "core/band.h"
+#include "cpu/sort.h"
+
+namespace gpudedup {
+
+size_t NodeTable::place(uint64_t hash) const { return mix(hash ^ secret_) & (slots_.size() - 1); }
+
+namespace {
+
+uint64_t random_secret() {
+  std::random_device device;
+  return static_cast<uint64_t>(device()) << 32 | device();
+}
+
+uint64_t identity_hash(const uint64_t* content, int32_t scope, int32_t across) {
+  return absorb(absorb(content[0], content[1]),
+                static_cast<uint64_t>(static_cast<uint32_t>(scope)) << 32 | static_cast<uint32_t>(across));
+}
+
+}  // namespace
+
+Stream::Stream(const StreamPlan& plan, uint64_t memory_bytes, std::string directory)
+    : plan_(plan),
+      secret_(random_secret()),
+      content_table_(secret_),
+      equal_table_(secret_),
+      sets_(memory_bytes, std::move(directory)) {
+  for (uint32_t band = 0; band < plan.bands; ++band) bands_.push_back({NodeTable(secret_), {}});
+}
+
+uint32_t* Stream::find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across) {
+  const uint64_t content[2] = {first, second};
+  return content_table_.find(identity_hash(content, scope, across), [&](uint32_t node) {
+    const ContentNode& other = contents_[node];
+    return other.content[0] == first && other.content[1] == second && other.scope == scope && other.across == across;
+  });
+}
+
+/// Kept candidates of the next document, by rank.
+void Stream::collect(const uint64_t* keys, int32_t scope, int32_t across, std::vector<uint32_t>& candidates) {
+  candidates.clear();
+  auto add = [&](uint32_t document) {
+    const Kept& kept = kept_[document];
+    if (kept.scope == scope && (!plan_.across || kept.across != across)) candidates.push_back(document);
+  };
+  for (uint32_t b = 0; b < plan_.bands; ++b) {
+    Band& band = bands_[b];
+    uint32_t node = *band.table.find(keys[b], [&](uint32_t other) { return band.keys[other].key() == keys[b]; });
+    if (node == NONE) continue;
+    uint32_t value = band.keys[node].value;
+    if (!(value & IS_BUCKET)) {
+      if (value != NOBODY) add(value);
+      continue;
+    }
+    const Bucket& bucket = buckets_[value & ~IS_BUCKET];
+    for (const Entry& entry : bucket.entries)
+      if (in_window(entry.position, bucket.size, plan_.window)) add(entry.document);
+  }
+  std::sort(candidates.begin(), candidates.end());
+  candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
+}
+
+/// Counts a representative in its buckets; `document` is its number among the kept ones, or NOBODY if it was removed.
+void Stream::enter(const uint64_t* keys, uint32_t document) {
+  for (uint32_t b = 0; b < plan_.bands; ++b) {
+    Band& band = bands_[b];
+    uint32_t* slot = band.table.find(keys[b], [&](uint32_t other) { return band.keys[other].key() == keys[b]; });
+    if (*slot == NONE) {
+      uint32_t node = static_cast<uint32_t>(band.keys.size());
+      band.keys.push_back({static_cast<uint32_t>(keys[b]), static_cast<uint32_t>(keys[b] >> 32), document});
+      band.table.fill(slot, node, [&](uint32_t other) { return band.keys[other].key(); });
+      continue;
+    }
+    uint32_t& value = band.keys[*slot].value;
+    if (!(value & IS_BUCKET)) {
+      uint32_t first = value;
+      value = static_cast<uint32_t>(buckets_.size()) | IS_BUCKET;
+      buckets_.push_back({});
+      Bucket& bucket = buckets_[buckets_.size() - 1];
+      bucket.size = 1;
+      if (first != NOBODY) bucket.entries.assign(1, {0, first});
+    }
+    Bucket& bucket = buckets_[value & ~IS_BUCKET];
+    uint32_t position = bucket.size++;
+    if (document == NOBODY) continue;
+    // Entries beyond the first W positions leave once the window has passed them: drop them when they are many.
+    if (bucket.entries.size() >= 3 * plan_.window) {
+      auto passed = [&](const Entry& entry) { return !in_window(entry.position, position, plan_.window); };
+      bucket.entries.erase(std::remove_if(bucket.entries.begin(), bucket.entries.end(), passed), bucket.entries.end());
+    }
+    bucket.entries.push_back({position, document});
+  }
+}
+
+StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
+  StreamDecision out;
+  out.keeper.assign(batch.count, -1);
+  out.similarity.resize(batch.count);
+  out.exact.assign(batch.count, 0);
+  Comparison compare;
+  compare.threshold_ppm = plan_.threshold_ppm;
+  compare.cpu = &tier();
+  if (plan_.verify != StreamPlan::Verify::none) compare.sets = &sets_;
+  std::vector<uint64_t> keys(plan_.bands);
+  std::vector<uint32_t> candidates, own;
+
+  for (size_t i = 0; i < batch.count; ++i, ++documents_) {
+    context.check();
+    if (batch.unit_count[i] == 0) continue;  // empty: matches nothing
+    int32_t scope = batch.scopes ? batch.scopes[i] : 0, across = batch.across ? batch.across[i] : 0;
+    const uint64_t* content = batch.content + 2 * i;
+
+    uint32_t* slot = find_content(content[0], content[1], scope, across);
+    if (*slot != NONE) {  // a copy shares the fate of its representative
+      const ContentNode& representative = contents_[*slot];
+      if (representative.kept == NONE) {
+        const Removed& removed = removed_[representative.removed];
+        out.keeper[i] = removed.keeper;
+        out.similarity[i] = removed.similarity;
+        out.exact[i] = removed.exact;
+      } else if (!plan_.across) {
+        out.keeper[i] = kept_[representative.kept].position;
+        out.similarity[i] = {1, 1};
+        out.exact[i] = 1;
+      }
+      continue;
+    }
+
+    const uint32_t* lanes = batch.lanes + i * plan_.lane_count;
+    for (uint32_t b = 0; b < plan_.bands; ++b)
+      keys[b] = band_key(b, batch.scope_keys ? batch.scope_keys[i] : SCOPE_NONE, lanes + b * plan_.rows, plan_.rows);
+    uint32_t number = static_cast<uint32_t>(kept_.size());
+    if (number >= NOBODY - 1) throw std::length_error("a stream holds at most 2147483646 kept documents");
+    uint32_t equal = NONE;  // with `across`: the kept document of equal content
+    uint32_t* equal_slot = nullptr;
+    if (plan_.across) {
+      equal_slot = equal_table_.find(identity_hash(content, scope, 0), [&](uint32_t node) {
+        const EqualNode& other = equals_[node];
+        return other.content[0] == content[0] && other.content[1] == content[1] && other.scope == scope;
+      });
+      if (*equal_slot != NONE) equal = equals_[*equal_slot].kept;
+    }
+    collect(keys.data(), scope, across, candidates);
+
+    SetView set{lanes, plan_.lane_count};
+    if (plan_.verify == StreamPlan::Verify::exact) {
+      const std::vector<int64_t>& offsets = batch.hashes->offsets;
+      size_t size = static_cast<size_t>(offsets[i + 1] - offsets[i]);
+      own.resize(2 * size);
+      std::copy_n(batch.hashes->hashes.begin() + offsets[i], size, own.begin());
+      set = {own.data(), sort_unique(own.data(), size, own.data() + size)};
+    }
+
+    uint32_t keeper = NONE;
+    Similarity similarity;
+    for (uint32_t candidate : candidates) {
+      if (candidate >= equal) break;
+      compared_ += plan_.verify != StreamPlan::Verify::none;
+      bool similar = plan_.verify == StreamPlan::Verify::none ||
+                     (plan_.verify == StreamPlan::Verify::exact
+                          ? compare.sets_similar(sets_[candidate], set, &similarity)
+                          : compare.lanes_similar(sets_[candidate].values, lanes, plan_.lane_count, &similarity));
+      if (!similar) continue;
+      keeper = candidate;
+      break;
+    }
+    if (keeper == NONE && equal != NONE) {
+      keeper = equal;
+      similarity = {1, 1};
+      out.exact[i] = 1;
+    }
+
+    ContentNode representative{{content[0], content[1]}, scope, across, NONE, NONE};
+    if (keeper == NONE) {
+      representative.kept = number;
+      kept_.push_back({documents_, scope, across});
+      if (plan_.verify != StreamPlan::Verify::none) {
+        sets_.resize(number + 1);
+        sets_.add_as_is(number, set.values, set.size);
+      }
+      if (equal_slot) {
+        uint32_t node = static_cast<uint32_t>(equals_.size());
+        equals_.push_back({{content[0], content[1]}, scope, number});
+        equal_table_.fill(equal_slot, node, [&](uint32_t other) {
+          return identity_hash(equals_[other].content, equals_[other].scope, 0);
+        });
+      }
+    } else {
+      representative.removed = static_cast<uint32_t>(removed_.size());
+      out.keeper[i] = kept_[keeper].position;
+      out.similarity[i] = similarity;
+      removed_.push_back({out.keeper[i], similarity, out.exact[i] != 0});
+    }
+    enter(keys.data(), keeper == NONE ? number : NOBODY);
+    uint32_t node = static_cast<uint32_t>(contents_.size());
+    contents_.push_back(representative);
+    content_table_.fill(slot, node, [&](uint32_t other) {
+      const ContentNode& some = contents_[other];
+      return identity_hash(some.content, some.scope, some.across);
+    });
+  }
+  return out;
+}
+
+}  // namespace gpudedup

@@ -1,0 +1,162 @@
+// Documents decided one after another, as they come, with the answer that one batch of all of them would give.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cpu/group.h"
+#include "cpu/sets.h"
+#include "cpu/sign.h"
+#include "cpu/verify.h"
+
+namespace gpudedup {
+
+/// Items in chunks: growing never moves nor doubles what is there.
+template <class Item>
+class Chunked {
+ public:
+  size_t size() const { return size_; }
+  Item& operator[](size_t i) { return chunks_[i >> BITS][i & MASK]; }
+  const Item& operator[](size_t i) const { return chunks_[i >> BITS][i & MASK]; }
+  void push_back(const Item& item) {
+    if ((size_ & MASK) == 0) chunks_.emplace_back(new Item[MASK + 1]);
+    (*this)[size_++] = item;
+  }
+
+ private:
+  static constexpr size_t BITS = 12, MASK = (1 << BITS) - 1;
+  std::vector<std::unique_ptr<Item[]>> chunks_;
+  size_t size_ = 0;
+};
+
+/// Open addressing from a 64-bit hash to a node number; the nodes lie elsewhere and hold what is compared.
+class NodeTable {
+ public:
+  explicit NodeTable(uint64_t secret) : secret_(secret), slots_(16, NONE) {}
+
+  /// The slot whose node satisfies matches(node), or the free one for it.
+  template <class Matches>
+  uint32_t* find(uint64_t hash, Matches&& matches) {
+    for (size_t i = place(hash);; i = (i + 1) & (slots_.size() - 1))
+      if (slots_[i] == NONE || matches(slots_[i])) return &slots_[i];
+  }
+
+  /// Fills the free slot that find gave; hash_of(node) is needed when the table grows.
+  template <class HashOf>
+  void fill(uint32_t* slot, uint32_t node, HashOf&& hash_of) {
+    *slot = node;
+    if (++used_ * 8 < slots_.size() * 7) return;
+    std::vector<uint32_t> old(slots_.size() * 2, NONE);
+    old.swap(slots_);
+    for (uint32_t other : old)
+      if (other != NONE) *find(hash_of(other), [](uint32_t) { return false; }) = other;
+  }
+
+ private:
+  // The secret keeps texts made to collide from making the table slow; it has no influence on results.
+  size_t place(uint64_t hash) const;
+  uint64_t secret_;
+  std::vector<uint32_t> slots_;
+  size_t used_ = 0;
+};
+
+struct StreamPlan {
+  uint32_t bands, rows, lane_count;
+  uint64_t window, threshold_ppm;
+  enum class Verify : int32_t { exact, signature, none } verify;
+  bool across;
+};
+
+/// A batch as sign gave it. Arrays by document; scopes and across may be null.
+struct StreamBatch {
+  size_t count;
+  const uint32_t* lanes;
+  const uint64_t* content;
+  const uint64_t* unit_count;
+  const uint64_t* scope_keys;
+  const int32_t* scopes;
+  const int32_t* across;
+  const ShingleHashes* hashes;  // with verify = exact
+};
+
+/// What was decided of each document of a batch: keeper = input position from 0 over all batches, or -1 if it is kept.
+struct StreamDecision {
+  std::vector<int64_t> keeper;
+  std::vector<Similarity> similarity;
+  std::vector<uint8_t> exact;  // equal content with its keeper
+};
+
+class Stream {
+ public:
+  Stream(const StreamPlan& plan, uint64_t memory_bytes, std::string directory);
+
+  /// Decides the next documents in order.
+  StreamDecision decide(Context& context, const StreamBatch& batch);
+
+  int64_t documents() const { return documents_; }
+  uint64_t compared() const { return compared_; }
+  uint64_t set_bytes_in_memory() const { return sets_.bytes_in_memory(); }
+  uint64_t set_bytes_on_disk() const { return sets_.bytes_on_disk(); }
+
+ private:
+  // A band key. While one document has it: the number of that document if it is kept, else NONE. Then: a bucket.
+  struct KeyNode {
+    uint32_t key_low, key_high;  // two halves, so that a node takes 12 bytes
+    uint32_t value;
+    uint64_t key() const { return static_cast<uint64_t>(key_high) << 32 | key_low; }
+  };
+  static constexpr uint32_t IS_BUCKET = 0x80000000u, NOBODY = 0x7FFFFFFFu;
+  struct Entry {
+    uint32_t position;
+    uint32_t document;  // number among the kept ones
+  };
+  struct Bucket {
+    uint32_t size = 0;           // counts every representative, kept or removed
+    std::vector<Entry> entries;  // the kept ones that can still be candidates, by position
+  };
+  struct Band {
+    NodeTable table;
+    Chunked<KeyNode> keys;
+  };
+  struct ContentNode {  // a representative
+    uint64_t content[2];
+    int32_t scope, across;
+    uint32_t kept;     // its number among the kept ones, or NONE
+    uint32_t removed;  // its number among the removed representatives, or NONE
+  };
+  struct EqualNode {  // contents with `across`: the first kept representative
+    uint64_t content[2];
+    int32_t scope;
+    uint32_t kept;
+  };
+  struct Removed {
+    int64_t keeper;
+    Similarity similarity;
+    bool exact;
+  };
+  struct Kept {
+    int64_t position;
+    int32_t scope, across;
+  };
+
+  uint32_t* find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across);
+  void collect(const uint64_t* keys, int32_t scope, int32_t across, std::vector<uint32_t>& candidates);
+  void enter(const uint64_t* keys, uint32_t document);
+
+  StreamPlan plan_;
+  uint64_t secret_;
+  std::vector<Band> bands_;
+  Chunked<Bucket> buckets_;
+  NodeTable content_table_, equal_table_;
+  Chunked<ContentNode> contents_;
+  Chunked<EqualNode> equals_;
+  Chunked<Removed> removed_;
+  Chunked<Kept> kept_;
+  SetStore sets_;
+  int64_t documents_ = 0;
+  uint64_t compared_ = 0;
+};
+
+}  // namespace gpudedup

@@ -1,0 +1,421 @@
+// gpudedup._cpu: checks arguments, releases the GIL, calls csrc/cpu, returns arrays. No algorithm lives here.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <optional>
+
+#include "core/band.h"
+#include "core/hash.h"
+#include "cpu/buckets.h"
+#include "cpu/group.h"
+#include "cpu/sets.h"
+#include "cpu/sign.h"
+#include "cpu/stream.h"
+#include "cpu/verify.h"
+
+namespace py = pybind11;
+using namespace gpudedup;
+using namespace pybind11::literals;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+template <class T>
+using Maybe = std::optional<Array<T>>;
+
+/// Lets Ctrl-C end a native loop: the pending KeyboardInterrupt is thrown through it.
+void poll_signals() {
+  py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+}
+
+Context make_context(unsigned workers) { return Context(workers, poll_signals); }
+
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+template <class T>
+const T* data_or_null(const Maybe<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+template <class T>
+void require_size(const Maybe<T>& array, size_t size, const char* message) {
+  require(!array || static_cast<size_t>(array->size()) == size, message);
+}
+
+/// An array that owns the vector's memory.
+template <class T>
+Array<T> to_array(std::vector<T>&& values) {
+  auto* owner = new std::vector<T>(std::move(values));
+  py::capsule release(owner, [](void* pointer) { delete static_cast<std::vector<T>*>(pointer); });
+  return Array<T>(static_cast<py::ssize_t>(owner->size()), owner->data(), release);
+}
+
+/// A view of text and offsets (int32 or int64), checked: ascending and within the text.
+Documents view_documents(const py::buffer_info& bytes, const py::array& offsets, int64_t width) {
+  require(offsets.ndim() == 1 && offsets.size() >= 1 && (offsets.flags() & py::array::c_style),
+          "offsets must be a contiguous array of at least one element");
+  Documents documents{static_cast<const uint8_t*>(bytes.ptr), nullptr, nullptr, width,
+                      static_cast<size_t>(offsets.size() - 1)};
+  if (py::isinstance<Array<int32_t>>(offsets))
+    documents.offsets32 = static_cast<const int32_t*>(offsets.data());
+  else if (py::isinstance<Array<int64_t>>(offsets))
+    documents.offsets64 = static_cast<const int64_t*>(offsets.data());
+  else
+    throw std::invalid_argument("offsets must be int32 or int64");
+  int64_t size = bytes.size * bytes.itemsize;
+  require(documents.offset(0) >= 0, "offsets must not be negative");
+  for (size_t i = 0; i < documents.count; ++i)
+    require(documents.offset(i) <= documents.offset(i + 1), "offsets must ascend");
+  require(documents.offset(documents.count) <= size, "offsets reach past the text");
+  return documents;
+}
+
+Fold parse_fold(const std::string& name) {
+  if (name == "none") return FOLD_NONE;
+  if (name == "case") return FOLD_CASE;
+  require(name == "full", "fold must be none, case or full");
+  return FOLD_FULL;
+}
+
+UnitKind parse_unit(const std::string& name) {
+  if (name == "word") return UnitKind::word;
+  if (name == "char") return UnitKind::character;
+  require(name == "tokens", "unit must be word, char or tokens");
+  return UnitKind::token;
+}
+
+StreamPlan::Verify parse_verify(const std::string& name) {
+  if (name == "exact") return StreamPlan::Verify::exact;
+  if (name == "signature") return StreamPlan::Verify::signature;
+  require(name == "none", "verify must be exact, signature or none");
+  return StreamPlan::Verify::none;
+}
+
+/// Signature batches together with the arrays that own them.
+struct LaneBatches {
+  std::vector<Array<uint32_t>> arrays;
+  Lanes lanes;
+  LaneBatches(const std::vector<Array<uint32_t>>& batches, uint32_t lane_count) : arrays(batches), lanes(lane_count) {
+    for (const auto& batch : arrays) {
+      require(batch.ndim() == 2 && batch.shape(1) == lane_count, "lanes must be uint32[n, num_perm]");
+      lanes.add(batch.data(), static_cast<size_t>(batch.shape(0)));
+    }
+  }
+};
+
+py::tuple sign_batch(const Signer& signer, py::buffer text, py::array offsets, bool keep_hashes, unsigned workers) {
+  py::buffer_info bytes = text.request();
+  bool tokens = signer.plan().unit == UnitKind::token;
+  require(
+      bytes.ndim == 1 && bytes.itemsize == (tokens ? 8 : 1) && (bytes.size == 0 || bytes.strides[0] == bytes.itemsize),
+      "text must be contiguous bytes (tokens: int64)");
+  Documents documents = view_documents(bytes, offsets, tokens ? 8 : 1);
+  auto count = static_cast<py::ssize_t>(documents.count);
+  Array<uint32_t> lanes({count, static_cast<py::ssize_t>(signer.plan().lane_count)});
+  Array<uint64_t> content({count, static_cast<py::ssize_t>(2)});
+  Array<uint64_t> unit_count(count);
+  uint32_t* lanes_out = lanes.mutable_data();
+  uint64_t* content_out = content.mutable_data();
+  uint64_t* count_out = unit_count.mutable_data();
+  ShingleHashes kept;
+  {
+    py::gil_scoped_release nogil;
+    Context context = make_context(workers);
+    sign(context, signer, documents, lanes_out, content_out, count_out, keep_hashes ? &kept : nullptr);
+  }
+  if (!keep_hashes) return py::make_tuple(lanes, content, unit_count, py::none(), py::none());
+  return py::make_tuple(lanes, content, unit_count, to_array(std::move(kept.hashes)),
+                        to_array(std::move(kept.offsets)));
+}
+
+Array<uint64_t> hash_values(py::buffer values, py::array offsets) {
+  py::buffer_info bytes = values.request();
+  require(bytes.ndim == 1 && bytes.itemsize == 1, "values must be bytes");
+  Documents documents = view_documents(bytes, offsets, 1);
+  Array<uint64_t> out(static_cast<py::ssize_t>(documents.count));
+  uint64_t* hashes = out.mutable_data();
+  for (size_t i = 0; i < documents.count; ++i)
+    hashes[i] = hash_bytes(documents.bytes + documents.offset(i),
+                           static_cast<uint64_t>(documents.offset(i + 1) - documents.offset(i)));
+  return out;
+}
+
+Array<uint64_t> hash_words(Array<uint64_t> words) {
+  Array<uint64_t> out(words.size());
+  for (py::ssize_t i = 0; i < words.size(); ++i) out.mutable_data()[i] = hash_word(words.data()[i]);
+  return out;
+}
+
+Array<uint64_t> band_keys(Array<uint32_t> lanes, uint64_t band, uint64_t rows, Maybe<uint64_t> scope_keys) {
+  require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= (band + 1) * rows,
+          "the band reaches past the lanes");
+  auto count = static_cast<size_t>(lanes.shape(0));
+  require_size(scope_keys, count, "scope_keys must have one value a document");
+  Array<uint64_t> out(lanes.shape(0));
+  for (size_t i = 0; i < count; ++i)
+    out.mutable_data()[i] = band_key(band, scope_keys ? scope_keys->data()[i] : SCOPE_NONE,
+                                     lanes.data() + i * static_cast<size_t>(lanes.shape(1)) + band * rows, rows);
+  return out;
+}
+
+Array<uint32_t> group(Array<uint32_t> order, Array<uint64_t> content, Maybe<int32_t> within, Maybe<int32_t> across,
+                      unsigned workers) {
+  require(content.ndim() == 2 && content.shape(1) == 2, "content must be uint64[n, 2]");
+  auto documents = static_cast<size_t>(content.shape(0));
+  require_size(within, documents, "within must have one value a document");
+  require_size(across, documents, "across must have one value a document");
+  for (py::ssize_t i = 0; i < order.size(); ++i) require(order.data()[i] < documents, "order names no document");
+  Array<uint32_t> leader(order.size());
+  uint32_t* out = leader.mutable_data();
+  {
+    py::gil_scoped_release nogil;
+    Context context = make_context(workers);
+    group_content(context, order.data(), static_cast<size_t>(order.size()), content.data(), data_or_null(within),
+                  data_or_null(across), out);
+  }
+  return leader;
+}
+
+std::unique_ptr<Buckets> make_buckets(const LaneBatches& batches, Array<uint32_t> documents, Maybe<uint64_t> scope_keys,
+                                      Maybe<int32_t> scopes, Maybe<int32_t> across, uint32_t bands, uint32_t rows,
+                                      uint64_t window, unsigned workers) {
+  auto count = static_cast<size_t>(documents.size());
+  require(static_cast<uint64_t>(bands) * rows <= batches.lanes.lane_count(), "bands * rows must be at most num_perm");
+  require(window >= 1, "window must be at least 1");
+  require_size(scope_keys, count, "scope_keys must have one value a document");
+  require_size(scopes, count, "scopes must have one value a document");
+  require_size(across, count, "across must have one value a document");
+  for (size_t i = 0; i < count; ++i)
+    require(documents.data()[i] < batches.lanes.size(), "documents names no signature");
+  Ranked ranked{documents.data(), count, data_or_null(scope_keys), data_or_null(scopes), data_or_null(across)};
+  py::gil_scoped_release nogil;
+  Context context = make_context(workers);
+  return std::make_unique<Buckets>(context, batches.lanes, ranked, bands, rows, window);
+}
+
+py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last) {
+  require(first <= last && last <= buckets.count(), "first .. last must be documents");
+  std::vector<uint32_t> better, worse;
+  for (uint32_t document = first; document < last; ++document) {
+    buckets.candidates(document, better, [](uint32_t) { return true; });
+    worse.resize(better.size(), document);
+  }
+  return py::make_tuple(to_array(std::move(better)), to_array(std::move(worse)));
+}
+
+void add_sets(SetStore& store, Array<uint32_t> numbers, Array<uint32_t> hashes, Array<int64_t> offsets,
+              unsigned workers) {
+  auto count = static_cast<size_t>(numbers.size());
+  require(static_cast<size_t>(offsets.size()) == count + 1, "offsets must have one more value than numbers");
+  require(offsets.data()[0] >= 0 && offsets.data()[count] <= hashes.size(), "offsets reach past the hashes");
+  for (size_t i = 0; i < count; ++i) {
+    require(offsets.data()[i] <= offsets.data()[i + 1], "offsets must ascend");
+    require(numbers.data()[i] < store.size(), "numbers reach past the store");
+  }
+  py::gil_scoped_release nogil;
+  Context context = make_context(workers);
+  store.add(context, numbers.data(), count, hashes.data(), offsets.data());
+}
+
+Decision verify(const Buckets& buckets, bool components, uint64_t threshold_ppm, const SetStore* sets,
+                const LaneBatches* lanes, Maybe<uint32_t> documents, Maybe<uint32_t> leader, const Decision* prior,
+                unsigned workers) {
+  require_size(documents, buckets.count(), "documents must have one value a document");
+  require_size(leader, buckets.count(), "leader must have one value a document");
+  require(!lanes || documents, "lanes need documents");
+  require(!sets || sets->size() >= buckets.count(), "sets must have room for all documents");
+  require(!prior || prior->keeper.size() == buckets.count(), "prior belongs to other buckets");
+  if (documents)
+    for (size_t i = 0; i < buckets.count() && lanes; ++i)
+      require(documents->data()[i] < lanes->lanes.size(), "documents names no signature");
+  Comparison compare;
+  compare.sets = sets;
+  compare.lanes = lanes ? &lanes->lanes : nullptr;
+  compare.documents = data_or_null(documents);
+  compare.threshold_ppm = threshold_ppm;
+  compare.cpu = &tier();
+  EqualContent equal{data_or_null(leader)};
+  py::gil_scoped_release nogil;
+  Context context = make_context(workers);
+  return components ? verify_components(context, buckets, compare, equal)
+                    : verify_keepers(context, buckets, compare, equal, prior);
+}
+
+/// (keeper uint32[n], part uint64[n], whole uint64[n]); keeper NONE and whole 0 where there is nothing to say.
+py::tuple decision_arrays(const Decision& decision) {
+  std::vector<uint64_t> part, whole;
+  for (const Similarity& similarity : decision.similarity) {
+    part.push_back(similarity.part);
+    whole.push_back(similarity.whole);
+  }
+  return py::make_tuple(to_array(std::vector<uint32_t>(decision.keeper)), to_array(std::move(part)),
+                        to_array(std::move(whole)));
+}
+
+py::tuple decide_stream(Stream& stream, Array<uint32_t> lanes, Array<uint64_t> content, Array<uint64_t> unit_count,
+                        Maybe<uint64_t> scope_keys, Maybe<int32_t> scopes, Maybe<int32_t> across,
+                        Maybe<uint32_t> hashes, Maybe<int64_t> offsets, uint32_t lane_count) {
+  auto count = static_cast<size_t>(unit_count.size());
+  require(lanes.ndim() == 2 && lanes.shape(1) == lane_count && static_cast<size_t>(lanes.shape(0)) == count,
+          "lanes must be uint32[n, num_perm]");
+  require(content.ndim() == 2 && content.shape(1) == 2 && static_cast<size_t>(content.shape(0)) == count,
+          "content must be uint64[n, 2]");
+  require_size(scope_keys, count, "scope_keys must have one value a document");
+  require_size(scopes, count, "scopes must have one value a document");
+  require_size(across, count, "across must have one value a document");
+  require_size(offsets, count + 1, "offsets must have one more value than documents");
+  ShingleHashes shingles;
+  if (hashes && offsets) {
+    shingles.hashes.assign(hashes->data(), hashes->data() + hashes->size());
+    shingles.offsets.assign(offsets->data(), offsets->data() + offsets->size());
+    for (size_t i = 0; i < count; ++i) require(shingles.offsets[i] <= shingles.offsets[i + 1], "offsets must ascend");
+    require(shingles.offsets[0] >= 0 && shingles.offsets[count] <= hashes->size(), "offsets reach past the hashes");
+  }
+  StreamBatch batch{count,
+                    lanes.data(),
+                    content.data(),
+                    unit_count.data(),
+                    data_or_null(scope_keys),
+                    data_or_null(scopes),
+                    data_or_null(across),
+                    hashes ? &shingles : nullptr};
+  StreamDecision decision;
+  {
+    py::gil_scoped_release nogil;
+    Context context = make_context(1);
+    decision = stream.decide(context, batch);
+  }
+  std::vector<uint64_t> part, whole;
+  for (const Similarity& similarity : decision.similarity) {
+    part.push_back(similarity.part);
+    whole.push_back(similarity.whole);
+  }
+  return py::make_tuple(to_array(std::move(decision.keeper)), to_array(std::move(part)), to_array(std::move(whole)),
+                        to_array(std::move(decision.exact)));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "The CPU engine of gpudedup. Internal: use the functions of gpudedup itself.";
+  m.attr("NONE") = NONE;
+  m.attr("fold_tables_sha256") = std::string(fold_tables_sha256);
+  m.attr("fold_tables_sources") = std::string(fold_tables_sources);
+
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const std::system_error& error) {
+      errno = error.code().value();
+      std::string place(error.what());
+      PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code().value(), place).ptr());
+    }
+  });
+
+  m.def("tier", [] { return tier().name; }, "Name of the CPU tier in use.");
+  m.def("available_tiers", [] { return std::string(available_tiers()); });
+
+  py::class_<Signer>(m, "Signer")
+      .def(py::init([](const std::string& unit, uint32_t n, const std::string& fold, uint32_t num_perm, uint64_t seed) {
+             require(n >= 1 && n <= MAX_SHINGLE_UNITS, "a shingle has 1 to 256 units");
+             require(num_perm >= 1, "num_perm must be at least 1");
+             return std::make_unique<Signer>(parse_unit(unit), n, parse_fold(fold), num_perm, seed);
+           }),
+           py::kw_only(), "unit"_a, "n"_a, "fold"_a, "num_perm"_a, "seed"_a)
+      .def("sign", sign_batch, "text"_a, "offsets"_a.noconvert(), py::kw_only(), "keep_hashes"_a, "workers"_a);
+
+  m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
+  m.def("hash_words", hash_words, "words"_a.noconvert());
+  m.def("band_keys", band_keys, "lanes"_a.noconvert(), py::kw_only(), "band"_a, "rows"_a, "scope_keys"_a = py::none());
+  m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),
+        "across"_a = py::none(), "workers"_a);
+
+  py::class_<LaneBatches>(m, "Lanes")
+      .def(py::init<const std::vector<Array<uint32_t>>&, uint32_t>(), "batches"_a, "num_perm"_a);
+
+  py::class_<Buckets>(m, "Buckets")
+      .def(py::init(&make_buckets), "lanes"_a, "documents"_a.noconvert(), py::kw_only(), "scope_keys"_a = py::none(),
+           "scopes"_a = py::none(), "across"_a = py::none(), "bands"_a, "rows"_a, "window"_a, "workers"_a)
+      .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
+      .def_property_readonly("bounded_documents", &Buckets::bounded_documents)
+      .def_property_readonly("longest", &Buckets::longest)
+      .def("shared",
+           [](const Buckets& buckets) {
+             std::vector<uint32_t> documents;
+             for (uint32_t i = 0; i < buckets.count(); ++i)
+               if (buckets.shared(i)) documents.push_back(i);
+             return to_array(std::move(documents));
+           })
+      .def("candidate_bounds",
+           [](const Buckets& buckets) {
+             std::vector<uint64_t> bounds;
+             for (uint32_t i = 0; i < buckets.count(); ++i) bounds.push_back(buckets.candidate_bound(i));
+             return to_array(std::move(bounds));
+           })
+      .def("candidates", candidate_pairs, "first"_a, "last"_a);
+
+  py::class_<SetStore>(m, "SetStore")
+      .def(py::init([](size_t count, uint64_t memory_bytes, const std::string& directory) {
+             auto store = std::make_unique<SetStore>(memory_bytes, directory);
+             store->resize(count);
+             return store;
+           }),
+           py::kw_only(), "count"_a, "memory_bytes"_a, "directory"_a)
+      .def("add", add_sets, "numbers"_a.noconvert(), "hashes"_a.noconvert(), "offsets"_a.noconvert(), py::kw_only(),
+           "workers"_a)
+      .def("missing",
+           [](const SetStore& store, Array<uint32_t> numbers) {
+             std::vector<uint32_t> out;
+             for (py::ssize_t i = 0; i < numbers.size(); ++i) {
+               require(numbers.data()[i] < store.size(), "numbers reach past the store");
+               if (!store.has(numbers.data()[i])) out.push_back(numbers.data()[i]);
+             }
+             return to_array(std::move(out));
+           })
+      .def("get",
+           [](const SetStore& store, uint32_t number) {
+             require(number < store.size(), "number reaches past the store");
+             SetView set = store[number];
+             return to_array(std::vector<uint32_t>(set.values, set.values + set.size));
+           })
+      .def_property_readonly("bytes_in_memory", &SetStore::bytes_in_memory)
+      .def_property_readonly("bytes_on_disk", &SetStore::bytes_on_disk);
+
+  py::class_<Decision>(m, "Decision").def("arrays", decision_arrays).def_readonly("compared", &Decision::compared);
+  m.def("verify", verify, "buckets"_a, py::kw_only(), "components"_a, "threshold_ppm"_a, "sets"_a.none(true),
+        "lanes"_a.none(true), "documents"_a, "leader"_a, "prior"_a.none(true), "workers"_a);
+  m.def(
+      "undecided_documents",
+      [](const Buckets& buckets, const Decision& prior) {
+        require(prior.keeper.size() == buckets.count(), "prior belongs to other buckets");
+        py::gil_scoped_release nogil;
+        Context context = make_context(1);
+        std::vector<uint32_t> out = undecided_documents(context, buckets, prior);
+        py::gil_scoped_acquire gil;
+        return to_array(std::move(out));
+      },
+      "buckets"_a, "prior"_a);
+
+  py::class_<Stream>(m, "Stream")
+      .def(py::init([](uint32_t bands, uint32_t rows, uint32_t num_perm, uint64_t window, uint64_t threshold_ppm,
+                       const std::string& verify, bool across, uint64_t memory_bytes, const std::string& directory) {
+             require(static_cast<uint64_t>(bands) * rows <= num_perm, "bands * rows must be at most num_perm");
+             StreamPlan plan{bands, rows, num_perm, window, threshold_ppm, parse_verify(verify), across};
+             return std::make_unique<Stream>(plan, memory_bytes, directory);
+           }),
+           py::kw_only(), "bands"_a, "rows"_a, "num_perm"_a, "window"_a, "threshold_ppm"_a, "verify"_a, "across"_a,
+           "memory_bytes"_a, "directory"_a)
+      .def("decide", decide_stream, py::kw_only(), "lanes"_a.noconvert(), "content"_a.noconvert(),
+           "unit_count"_a.noconvert(), "scope_keys"_a = py::none(), "scopes"_a = py::none(), "across"_a = py::none(),
+           "hashes"_a = py::none(), "offsets"_a = py::none(), "num_perm"_a)
+      .def_property_readonly("documents", &Stream::documents)
+      .def_property_readonly("compared", &Stream::compared)
+      .def_property_readonly("set_bytes_in_memory", &Stream::set_bytes_in_memory)
+      .def_property_readonly("set_bytes_on_disk", &Stream::set_bytes_on_disk);
+}
