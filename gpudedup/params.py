@@ -70,9 +70,7 @@ def choose_banding(threshold: float, recall: float, num_perm: int) -> Banding:
     while needed < MAX_NUM_PERM and Banding(needed, 1).probability(threshold) < recall:
         needed += 1
     way_out = f"use num_perm={needed} or more" if needed < MAX_NUM_PERM else "lower recall or raise threshold"
-    raise ParameterError(
-        f"num_perm={num_perm} cannot reach recall {recall} at threshold {threshold}; {way_out}"
-    )
+    raise ParameterError(f"num_perm={num_perm} cannot reach recall {recall} at threshold {threshold}; {way_out}")
 
 
 def parse_shingle(text: str) -> Shingle:
@@ -98,9 +96,7 @@ def parse_keep(text: str) -> Keep:
         if "" in sources or len(set(sources)) < len(sources):
             raise ParameterError(f"keep={text!r} names a source twice or an empty one; list each once")
         return Keep(rule, column, sources)
-    raise ParameterError(
-        f'keep must be "first", "longest", "max:COL", "min:COL" or "sources:COL=a,b,c", got {text!r}'
-    )
+    raise ParameterError(f'keep must be "first", "longest", "max:COL", "min:COL" or "sources:COL=a,b,c", got {text!r}')
 
 
 def parse_memory(value: int | str) -> int:
@@ -175,7 +171,9 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", self.device):
             raise ParameterError(f'device must be "auto", "cpu", "cuda" or "cuda:N", got {self.device!r}')
         if self.within is not None and self.within == self.across:
-            raise ParameterError(f"within and across name the same column {self.within!r}, so nothing would be compared")
+            raise ParameterError(
+                f"within and across name the same column {self.within!r}, so nothing would be compared"
+            )
         if self.memory is not None:
             parse_memory(self.memory)
         self.banding  # noqa: B018  raises if the bands do not fit

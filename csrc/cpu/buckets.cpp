@@ -79,6 +79,7 @@ Buckets::Buckets(Context& context, const Lanes& lanes, const Ranked& ranked, uin
     context.check();
   }
   for (bool is : bounded) bounded_documents_ += is;
+  longest_ = std::max<uint64_t>(longest_, ranked.count > 0);  // documents without company have a bucket each
 }
 
 uint64_t Buckets::candidate_bound(uint32_t document) const {

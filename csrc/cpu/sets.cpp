@@ -65,21 +65,22 @@ void SetStore::add_as_is(uint32_t number, const uint32_t* values, size_t size) {
   sets_[number] = {place, size};
 }
 
-void SetStore::add(Context& context, const uint32_t* numbers, size_t count, const uint32_t* hashes,
-                   const int64_t* offsets) {
+void SetStore::add(Context& context, const uint32_t* numbers, const uint32_t* rows, size_t count,
+                   const uint32_t* hashes, const int64_t* offsets) {
   constexpr size_t PIECE = 64;
   std::vector<std::vector<uint32_t>> scratch(context.workers());
   context.each((count + PIECE - 1) / PIECE,
                [&](size_t piece, unsigned worker) {
                  std::vector<uint32_t>& values = scratch[worker];
                  for (size_t i = piece * PIECE; i < std::min(count, (piece + 1) * PIECE) && !context.stopped(); ++i) {
-                   size_t size = static_cast<size_t>(offsets[i + 1] - offsets[i]);
+                   int64_t first = offsets[rows[i]];
+                   size_t size = static_cast<size_t>(offsets[rows[i] + 1] - first);
                    if (values.size() < 2 * size) values.resize(2 * size);
-                   std::copy_n(hashes + offsets[i], size, values.begin());
+                   std::copy_n(hashes + first, size, values.begin());
                    add_as_is(numbers[i], values.data(), sort_unique(values.data(), size, values.data() + size));
                  }
                },
-               count && offsets[count] - offsets[0] < 4096);
+               count < 8);
 }
 
 }  // namespace gpudedup

@@ -27,9 +27,11 @@ class SetStore {
   void resize(size_t count) { sets_.resize(count, {nullptr, 0}); }
   size_t size() const { return sets_.size(); }
 
-  /// Adds the sets of `count` documents: document `numbers[i]` has hashes[offsets[i] .. offsets[i + 1]), in any order.
+  /// Adds the sets of `count` documents of a batch: document `numbers[i]` is the batch's rows[i], whose hashes are
+  /// hashes[offsets[row] .. offsets[row + 1]) in any order, with repeats.
   /// Throws std::system_error when neither memory nor disk gives room.
-  void add(Context& context, const uint32_t* numbers, size_t count, const uint32_t* hashes, const int64_t* offsets);
+  void add(Context& context, const uint32_t* numbers, const uint32_t* rows, size_t count, const uint32_t* hashes,
+           const int64_t* offsets);
 
   /// Adds one array as it is (a signature).
   void add_as_is(uint32_t number, const uint32_t* values, size_t size);

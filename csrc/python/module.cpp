@@ -209,18 +209,21 @@ py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last)
   return py::make_tuple(to_array(std::move(better)), to_array(std::move(worse)));
 }
 
-void add_sets(SetStore& store, Array<uint32_t> numbers, Array<uint32_t> hashes, Array<int64_t> offsets,
-              unsigned workers) {
+void add_sets(SetStore& store, Array<uint32_t> numbers, Array<uint32_t> rows, Array<uint32_t> hashes,
+              Array<int64_t> offsets, unsigned workers) {
   auto count = static_cast<size_t>(numbers.size());
-  require(static_cast<size_t>(offsets.size()) == count + 1, "offsets must have one more value than numbers");
-  require(offsets.data()[0] >= 0 && offsets.data()[count] <= hashes.size(), "offsets reach past the hashes");
-  for (size_t i = 0; i < count; ++i) {
+  require(rows.size() == numbers.size(), "rows must have one value a number");
+  require(offsets.size() >= 1 && offsets.data()[0] >= 0, "offsets must have at least one value, none negative");
+  for (py::ssize_t i = 0; i + 1 < offsets.size(); ++i)
     require(offsets.data()[i] <= offsets.data()[i + 1], "offsets must ascend");
+  require(offsets.data()[offsets.size() - 1] <= hashes.size(), "offsets reach past the hashes");
+  for (size_t i = 0; i < count; ++i) {
     require(numbers.data()[i] < store.size(), "numbers reach past the store");
+    require(static_cast<py::ssize_t>(rows.data()[i]) + 1 < offsets.size(), "rows reach past the batch");
   }
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
-  store.add(context, numbers.data(), count, hashes.data(), offsets.data());
+  store.add(context, numbers.data(), rows.data(), count, hashes.data(), offsets.data());
 }
 
 Decision verify(const Buckets& buckets, bool components, uint64_t threshold_ppm, const SetStore* sets,
@@ -324,7 +327,7 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Signer>(m, "Signer")
       .def(py::init([](const std::string& unit, uint32_t n, const std::string& fold, uint32_t num_perm, uint64_t seed) {
              require(n >= 1 && n <= MAX_SHINGLE_UNITS, "a shingle has 1 to 256 units");
-             require(num_perm >= 1, "num_perm must be at least 1");
+             require(num_perm <= 65536, "num_perm must be at most 65536");
              return std::make_unique<Signer>(parse_unit(unit), n, parse_fold(fold), num_perm, seed);
            }),
            py::kw_only(), "unit"_a, "n"_a, "fold"_a, "num_perm"_a, "seed"_a)
@@ -367,8 +370,8 @@ PYBIND11_MODULE(_cpu, m) {
              return store;
            }),
            py::kw_only(), "count"_a, "memory_bytes"_a, "directory"_a)
-      .def("add", add_sets, "numbers"_a.noconvert(), "hashes"_a.noconvert(), "offsets"_a.noconvert(), py::kw_only(),
-           "workers"_a)
+      .def("add", add_sets, "numbers"_a.noconvert(), "rows"_a.noconvert(), "hashes"_a.noconvert(),
+           "offsets"_a.noconvert(), py::kw_only(), "workers"_a)
       .def("missing",
            [](const SetStore& store, Array<uint32_t> numbers) {
              std::vector<uint32_t> out;

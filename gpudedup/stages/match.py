@@ -1,0 +1,118 @@
+"""match: signatures -> rank, groups of equal content, and buckets of candidates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpudedup import _cpu
+from gpudedup.backends.base import I32, U32, U64, Backend
+from gpudedup.params import Params, parse_keep
+from gpudedup.stages.sign import Signed, scope_codes
+
+
+@dataclass
+class Matched:
+    """Who is compared with whom. A *representative* is the best-ranked document of its content (and scope)."""
+
+    order: U32
+    """Input positions of all documents with units, by rank."""
+    leader: U32
+    """[len(order)]: the place in ``order`` of each one's representative."""
+    representatives: U32
+    """Input positions of the representatives, by rank: what the buckets hold."""
+    equal_content: U32 | None
+    """With ``across``: the place in ``representatives`` of the best-ranked of the same content; else None."""
+    lanes: _cpu.Lanes
+    buckets: _cpu.Buckets
+
+    def candidates(self) -> pa.Table:
+        """All candidate pairs: (better, worse) input positions, each pair once."""
+        count = len(self.representatives)
+        better, worse = self.buckets.candidates(0, count)
+        pairs = np.stack([better, worse], axis=1)
+        if self.equal_content is not None:
+            pairs = np.concatenate([pairs, _pairs_of_equal(self.equal_content)])
+            pairs = np.unique(pairs, axis=0)
+        positions = self.representatives.astype(np.int64)
+        return pa.table({"better": positions[pairs[:, 0]], "worse": positions[pairs[:, 1]]})
+
+
+def match(signed: Signed, params: Params, backend: Backend) -> Matched:
+    """Rank documents, take one of each content, and sort them into buckets band by band."""
+    order = rank(signed, params)
+    within = across = keys = None
+    if params.within is not None:
+        within, keys = scope_codes(signed.columns[params.within], backend)
+    if params.across is not None:
+        across, _ = scope_codes(signed.columns[params.across], backend)
+    leader = backend.group_content(order, signed.content, within, across)
+    places = np.flatnonzero(leader == np.arange(len(order), dtype=np.uint32))
+    representatives = np.ascontiguousarray(order[places])
+    equal_content = None
+    if across is not None:
+        equal_content = backend.group_content(representatives, signed.content, within, None)
+    lanes = backend.lanes(signed.lanes)
+    buckets = backend.buckets(
+        lanes,
+        representatives,
+        _taken(keys, representatives),
+        _taken(within, representatives),
+        _taken(across, representatives),
+    )
+    return Matched(order, leader, representatives, equal_content, lanes, buckets)
+
+
+def rank(signed: Signed, params: Params) -> U32:
+    """Input positions of all documents with units, best first (docs/spec.md, section 10)."""
+    rule, column, sources = parse_keep(params.keep)
+    candidates = np.flatnonzero(signed.unit_count > 0).astype(np.uint32)
+    if rule == "first":
+        return candidates
+    if rule == "longest":
+        counts = signed.unit_count[candidates]
+        return candidates[np.argsort(~counts, kind="stable")]
+    assert column is not None
+    values = signed.columns[column]
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if rule == "sources":
+        order = _source_places(values, sources)
+        return candidates[np.argsort(order[candidates], kind="stable")]
+    if pa.types.is_null(values.type):
+        return candidates
+    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
+        values = values.cast(pa.large_binary())
+    direction = "descending" if rule == "max" else "ascending"
+    # Stable, with NaN after all numbers and null after NaN in both directions: nulls go to the end by default.
+    best_first = pc.sort_indices(values, sort_keys=[("", direction)]).to_numpy()
+    return np.ascontiguousarray(best_first[signed.unit_count[best_first] > 0], np.uint32)
+
+
+def _source_places(values: pa.ChunkedArray, sources: tuple[str, ...]) -> I32:
+    """The place of each value in the list; all others and null after them."""
+    if pa.types.is_null(values.type):
+        return np.zeros(len(values), np.int32)
+    names = pa.array(sources, pa.string())
+    if pa.types.is_integer(values.type):
+        values = values.cast(pa.string())
+    places = pc.index_in(values.cast(pa.large_binary()), value_set=names.cast(pa.large_binary()))
+    filled = pc.fill_null(places, len(sources)).to_numpy()
+    return np.ascontiguousarray(filled, np.int32)
+
+
+def _taken(values: U64 | I32 | None, documents: U32) -> U64 | I32 | None:
+    return None if values is None else np.ascontiguousarray(values[documents])
+
+
+def _pairs_of_equal(leader: U32) -> U32:
+    groups: dict[int, list[int]] = {}
+    pairs = []
+    for place, first in enumerate(leader.tolist()):
+        earlier = groups.setdefault(first, [])
+        pairs += [(other, place) for other in earlier]
+        earlier.append(place)
+    return np.array(pairs, np.uint32).reshape(-1, 2)

@@ -1,0 +1,202 @@
+"""sign: text -> one signature, content hash and unit count per document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles
+from gpudedup.backends.cpu import is_text, is_tokens
+from gpudedup.errors import InputError, ParameterError
+from gpudedup.io import prefetch
+from gpudedup.io.source import Batch, Shard, Source
+from gpudedup.params import Params, parse_keep, parse_shingle
+
+MAX_DOCUMENTS = 2**32 - 2
+"""One process names documents by 32 bits; the last two values mean something else."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, documents so far, bytes of text so far)."""
+
+
+class ShingleCache:
+    """Shingle hashes of the first batches, while they fit ``budget_bytes``: they spare a second read of the text."""
+
+    def __init__(self, budget_bytes: int) -> None:
+        self._budget = budget_bytes
+        self._batches: list[tuple[int, Shingles]] = []  # (first document, hashes)
+        self.open = budget_bytes > 0
+        self.end = 0  # documents below this one are held
+
+    def add(self, first: int, shingles: Shingles) -> None:
+        size = shingles.hashes.nbytes + shingles.offsets.nbytes
+        if size > self._budget:
+            self.open = False
+            return
+        self._budget -= size
+        self._batches.append((first, shingles))
+        self.end = first + len(shingles.offsets) - 1
+
+    def drain(self) -> Iterator[tuple[int, Shingles]]:
+        """Gives each batch and forgets it."""
+        self.open = False
+        while self._batches:
+            yield self._batches.pop(0)
+        self.end = 0
+
+
+@dataclass
+class Signed:
+    """What is known of every document, by input position (from 0 over all shards)."""
+
+    shard_names: list[str]
+    shard_first: I64
+    """int64[shards + 1]: the input position of each shard's first row."""
+    lanes: list[U32]
+    """uint32[n, num_perm] per batch."""
+    content: U64
+    """uint64[documents, 2]."""
+    unit_count: U64
+    """uint64[documents]; 0: empty."""
+    damaged: npt.NDArray[np.bool_]
+    """bool[documents]: rows that could not be read (on_error="skip"); no documents."""
+    columns: dict[str, pa.ChunkedArray]
+    """The id, within, across and keep columns."""
+    text_bytes: int = 0
+    cache: ShingleCache = field(default_factory=lambda: ShingleCache(0))
+
+    @property
+    def rows(self) -> int:
+        return int(self.shard_first[-1])
+
+    @property
+    def batch_first(self) -> I64:
+        return np.concatenate(([0], np.cumsum([len(batch) for batch in self.lanes]))).astype(np.int64)
+
+
+def columns_needed(params: Params) -> list[str]:
+    """The columns that a run reads, text first, each once."""
+    names = [params.text_column, params.id_column, params.within, params.across, parse_keep(params.keep).column]
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def check_types(source: Source, params: Params) -> None:
+    """Raise InputError or ParameterError if a column is missing or of a type that it cannot be used with."""
+    kind = source.column_type(params.text_column)
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tokens = parse_shingle(params.shingle).unit == "tokens"
+    if tokens and not is_tokens(value):
+        raise InputError(f'column "{params.text_column}" is {kind}; shingle="{params.shingle}" needs lists of integers')
+    if not tokens and not (is_text(value) or pa.types.is_null(value)):
+        raise InputError(
+            f'column "{params.text_column}" is {kind}; text must be a string or binary column'
+            + ('; for token ids use shingle="tokens:5"' if is_tokens(value) else "")
+        )
+    for role in ("within", "across"):
+        name = getattr(params, role)
+        if name is not None:
+            check_scope_type(role, name, source.column_type(name))
+    if params.id_column is not None:
+        source.column_type(params.id_column)
+    rule, column, _ = parse_keep(params.keep)
+    if column is not None:
+        check_keep_type(rule, column, source.column_type(column))
+
+
+def check_scope_type(role: str, name: str, kind: pa.DataType) -> None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    fixed = pa.types.is_integer(value) or pa.types.is_boolean(value)
+    time = pa.types.is_temporal(value) and not pa.types.is_interval(value)
+    if not (is_text(value) or fixed or time or pa.types.is_null(value)):
+        raise ParameterError(
+            f'{role}="{name}" is {kind}; it must be a string, binary, integer, boolean or time column, '
+            "whose values are equal or not"
+        )
+
+
+def check_keep_type(rule: str, name: str, kind: pa.DataType) -> None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = is_text(value)
+    number = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_decimal(value)
+    other = pa.types.is_boolean(value) or (pa.types.is_temporal(value) and not pa.types.is_interval(value))
+    if rule == "sources" and not (text or pa.types.is_integer(value) or pa.types.is_null(value)):
+        raise ParameterError(f'keep="sources:{name}=..." needs a string or integer column, but "{name}" is {kind}')
+    if not (text or number or other or pa.types.is_null(value)):
+        raise ParameterError(f'keep="{rule}:{name}" cannot order values of type {kind}')
+
+
+def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, progress: Progress) -> Signed:
+    """Read every document once. Text is held a batch at a time; what stays is about 4 * num_perm + 24 bytes a document.
+
+    Raises InputError for unreadable input, missing or ill-typed columns, and more than 4,294,967,294 documents.
+    """
+    check_types(source, params)
+    names = columns_needed(params)
+    carried = names[1:] if params.text_column not in _carried(params) else names
+    cache = ShingleCache(cache_bytes if params.verify == "exact" else 0)
+    lanes: list[U32] = []
+    content, unit_count, damaged = [], [], []
+    columns: dict[str, list[pa.Array]] = {name: [] for name in carried}
+    shard_rows = np.zeros(len(source.shards), np.int64)
+    position = text_bytes = 0
+    for shard, batch in prefetch(_batches(source.shards, names), 2):
+        text = batch.columns.column(0)
+        signed = backend.sign(text, keep_shingles=cache.open)
+        if cache.open and signed.shingles is not None:
+            cache.add(position, signed.shingles)
+        lanes.append(signed.lanes)
+        content.append(signed.content)
+        unit_count.append(signed.unit_count)
+        bad = np.zeros(len(text), bool)
+        bad[np.searchsorted(batch.rows, batch.damaged)] = True
+        damaged.append(bad)
+        for name in carried:
+            columns[name].append(batch.columns.column(names.index(name)))
+        shard_rows[shard] += len(text)
+        position += len(text)
+        text_bytes += text.nbytes
+        if position > MAX_DOCUMENTS:
+            raise InputError(f"the input has more than {MAX_DOCUMENTS} documents; split it over several runs")
+        progress("sign", position, text_bytes)
+    return Signed(
+        shard_names=[shard.name for shard in source.shards],
+        shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
+        lanes=lanes,
+        content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
+        unit_count=np.concatenate(unit_count) if unit_count else np.zeros(0, np.uint64),
+        damaged=np.concatenate(damaged) if damaged else np.zeros(0, bool),
+        columns={name: pa.chunked_array(chunks, type=source.column_type(name)) for name, chunks in columns.items()},
+        text_bytes=text_bytes,
+        cache=cache,
+    )
+
+
+def _carried(params: Params) -> set[str | None]:
+    return {params.id_column, params.within, params.across, parse_keep(params.keep).column}
+
+
+def _batches(shards: list[Shard] | tuple[Shard, ...] | object, names: list[str]) -> Iterator[tuple[int, Batch]]:
+    for number, shard in enumerate(shards):  # type: ignore[arg-type, var-annotated]
+        for batch in shard.read(names):
+            yield number, batch
+
+
+def scope_codes(column: pa.ChunkedArray, backend: Backend) -> tuple[I32, U64]:
+    """(code, key) per document: equal codes for equal values, -1 for null; the 64-bit scope keys of the values."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_null(column.type):
+        return np.full(len(column), -1, np.int32), np.ones(len(column), np.uint64)
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+        column = column.cast(pa.large_binary())
+    encoded = pc.dictionary_encode(column).unify_dictionaries().combine_chunks()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = pa.concat_arrays(encoded.chunks) if encoded.num_chunks else encoded.type  # pragma: no cover
+    codes = pc.fill_null(encoded.indices.cast(pa.int32()), -1).to_numpy(zero_copy_only=False)
+    keys = np.concatenate((backend.hash_values(encoded.dictionary), np.ones(1, np.uint64)))
+    return np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(keys[codes], np.uint64)

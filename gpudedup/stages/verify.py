@@ -1,0 +1,124 @@
+"""verify: candidates -> similar pairs, by the shingle sets of candidates, by signature, or taken as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpudedup import _cpu
+from gpudedup.backends.base import I64, U32, Backend
+from gpudedup.errors import OutputError
+from gpudedup.io.source import Source
+from gpudedup.params import Params
+from gpudedup.stages.match import Matched
+from gpudedup.stages.sign import Progress, ShingleCache, Signed
+
+
+@dataclass
+class Verified:
+    """The similar pairs that decide: one per removed representative. A pair is left out only if it can change nothing."""
+
+    decision: _cpu.Decision
+    sets: _cpu.SetStore | None
+
+
+@contextmanager
+def spill_errors() -> Iterator[None]:
+    """Turn a failure to make room for shingle sets into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"no room for shingle sets ({error.strerror or error}); give another directory with tmp=, or more memory="
+        ) from error
+
+
+class ShingleSets:
+    """Gives shingle sets of representatives: from the cache of ``sign``, else by reading their rows again."""
+
+    def __init__(self, source: Source, signed: Signed, params: Params, backend: Backend) -> None:
+        self._source, self._signed, self._params, self._backend = source, signed, params, backend
+
+    def load(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
+        """Fill ``store`` with the sets of ``numbers``, which are the documents at input ``positions``."""
+        by_position = np.argsort(positions, kind="stable")
+        numbers, positions = numbers[by_position], positions[by_position]
+        cache: ShingleCache = self._signed.cache
+        cached = int(np.searchsorted(positions, cache.end))
+        for first, shingles in cache.drain():
+            low, high = np.searchsorted(positions[:cached], [first, first + len(shingles.offsets) - 1])
+            self._add(store, numbers[low:high], positions[low:high] - first, shingles.hashes, shingles.offsets)
+        self._read_again(store, numbers[cached:], positions[cached:], progress)
+
+    def _read_again(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
+        shards = self._source.shards
+        cuts = np.searchsorted(positions, self._signed.shard_first)
+        done = text_bytes = 0
+        for shard, first, low, high in zip(shards, self._signed.shard_first, cuts, cuts[1:], strict=False):
+            if low == high:
+                continue
+            wanted: I64 = positions[low:high].astype(np.int64) - first
+            place = int(low)
+            for batch in shard.read([self._params.text_column], wanted):
+                text = batch.columns.column(0)
+                shingles = self._backend.shingles(text)
+                rows = np.arange(len(text), dtype=np.uint32)
+                self._add(store, numbers[place : place + len(text)], rows, shingles.hashes, shingles.offsets)
+                place += len(text)
+                done += len(text)
+                text_bytes += text.nbytes
+                progress("verify", done, text_bytes)
+
+    def _add(self, store: _cpu.SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
+        if not len(numbers):
+            return
+        with spill_errors():
+            store.add(
+                np.ascontiguousarray(numbers, np.uint32),
+                np.ascontiguousarray(rows, np.uint32),
+                hashes,
+                offsets,
+                workers=self._backend.workers,
+            )
+
+
+def verify(
+    provider: ShingleSets,
+    matched: Matched,
+    params: Params,
+    backend: Backend,
+    *,
+    memory_bytes: int,
+    tmp: str,
+    progress: Progress,
+    prior: Verified | None = None,
+) -> Verified:
+    """Compare candidates, better rank first, as far as it can change a removal or a keeper (docs/spec.md, sections 9, 11).
+
+    ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
+    Raises OutputError when the sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
+    """
+    if params.clustering == "components":
+        known = None
+    else:
+        known = prior.decision if prior else None
+    sets = prior.sets if prior else None
+    if params.verify == "exact":
+        shared = matched.buckets.shared() if known is None else _cpu.undecided_documents(matched.buckets, known)
+        if sets is None:
+            sets = _cpu.SetStore(count=len(matched.representatives), memory_bytes=memory_bytes, directory=tmp)
+        missing = sets.missing(shared)
+        provider.load(sets, missing, matched.representatives[missing], progress)
+    decision = backend.verify(
+        matched.buckets,
+        threshold_ppm=params.threshold_ppm,
+        sets=sets,
+        lanes=matched.lanes if params.verify == "signature" else None,
+        documents=matched.representatives,
+        leader=matched.equal_content,
+        prior=known,
+    )
+    return Verified(decision, sets if params.keep_sets else None)

@@ -1,0 +1,183 @@
+"""Deduplicator: batch after batch, with the answer that one batch of all of them would give."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup import _cpu
+from gpudedup.backends import select_backend
+from gpudedup.backends.base import I32, U64
+from gpudedup.engines.local import Budget
+from gpudedup.errors import GpudedupError, ParameterError
+from gpudedup.io import open_source
+from gpudedup.params import make_params
+from gpudedup.stages.apply import removed_table
+from gpudedup.stages.decide import EMPTY, EXACT, NEAR, Decided
+from gpudedup.stages.sign import check_types, columns_needed, scope_codes
+from gpudedup.stages.verify import spill_errors
+
+
+class _ScopeNumbers:
+    """Numbers for the values of a scope column that hold over all batches; equal values, equal numbers; null: -1."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Any, int] = {}
+        self._type: pa.DataType | None = None
+
+    def codes(self, name: str, column: pa.ChunkedArray, codes: I32) -> I32:
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if self._type is not None and kind != self._type and not pa.types.is_null(kind):
+            raise ParameterError(f'column "{name}" was {self._type} in earlier batches and is {kind} now; cast it')
+        if not pa.types.is_null(kind):
+            self._type = kind
+        _, first = np.unique(codes, return_index=True)
+        numbers = np.full(int(codes.max(initial=-1)) + 2, -1, np.int32)
+        for row in first.tolist():
+            if codes[row] >= 0:
+                numbers[codes[row]] = self._numbers.setdefault(column[row].as_py(), len(self._numbers))
+        return numbers[codes]
+
+
+class _Growing:
+    """An Arrow array that grows at its end: pieces are joined when the last ones are alike in size, so few are left."""
+
+    def __init__(self) -> None:
+        self._pieces: list[pa.Array] = []
+
+    def append(self, piece: pa.Array) -> None:
+        self._pieces.append(piece)
+        while len(self._pieces) > 1 and 2 * len(self._pieces[-1]) >= len(self._pieces[-2]):
+            last = self._pieces.pop()
+            self._pieces[-1] = pa.concat_arrays([self._pieces[-1], last])
+
+    def take(self, places: pa.Array) -> pa.ChunkedArray:
+        return pa.chunked_array(self._pieces, None if self._pieces else pa.null()).take(places)
+
+
+NOTHING = Decided(
+    np.zeros(0, bool), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.float64)
+)
+
+
+class Deduplicator:
+    """Removes near-copies from a stream: each document is compared with those before it.
+
+    Parameters are those of `gpudedup.deduplicate`; ``keep`` is "first" (the earlier document stays), clustering
+    "keepers". Cutting the stream into other batches gives the same removals, and so does one batch of everything.
+
+    Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands; shingle sets of kept documents
+    take half of ``memory``, then unlinked files in ``tmp``. Not for use from several threads at once.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._params = params = make_params(options)
+        if params.keep != "first":
+            raise ParameterError(f'a stream keeps the first document; keep="{params.keep}" needs all of them at once')
+        if params.clustering != "keepers":
+            raise ParameterError(f'clustering="{params.clustering}" needs all documents at once; use deduplicate()')
+        self._backend = select_backend(params)
+        budget = Budget.of(params)
+        self._memory_bytes = budget.memory_bytes
+        bands, rows = params.banding
+        self._stream = _cpu.Stream(
+            bands=bands,
+            rows=rows,
+            num_perm=params.num_perm,
+            window=params.bucket_window,
+            threshold_ppm=params.threshold_ppm,
+            verify=params.verify,
+            across=params.across is not None,
+            memory_bytes=budget.set_bytes,
+            directory=budget.tmp,
+        )
+        self._scopes: dict[str, _ScopeNumbers] = {}
+        self._documents = 0
+        self._removed: list[pa.Table] = []
+        self._ids = _Growing()
+        self._broken = False
+
+    @property
+    def documents(self) -> int:
+        """Rows seen so far."""
+        return self._documents
+
+    @property
+    def removed(self) -> pa.Table:
+        """All removals so far, in input order: columns as in `Result.removed`; rows count from 0 over all batches."""
+        return pa.concat_tables(self._removed) if self._removed else self._table(NOTHING)
+
+    def filter(self, batch: Any) -> pa.BooleanArray:
+        """True for the rows of ``batch`` that stay. ``batch``: Arrow data or a list of str, as for `deduplicate`.
+
+        Raises InputError for unusable input, before anything is remembered of it.
+        """
+        if self._broken:
+            raise GpudedupError("an earlier batch was interrupted half-way; make a new Deduplicator and start over")
+        params = self._params
+        names = columns_needed(params)
+        source = open_source(
+            batch,
+            text_column=params.text_column,
+            columns=names,
+            memory_bytes=self._memory_bytes,
+            tmp=params.tmp,
+            on_error=params.on_error,
+        )
+        try:
+            check_types(source, params)
+            masks = [self._filter(part.columns) for shard in source.shards for part in shard.read(names)]
+        finally:
+            source.close()
+        return pa.concat_arrays(masks) if masks else pa.array([], pa.bool_())
+
+    def _filter(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+        params = self._params
+        signed = self._backend.sign(batch.column(params.text_column), keep_shingles=params.verify == "exact")
+        within, keys = self._scope(params.within, batch)
+        across, _ = self._scope(params.across, batch)
+        shingles = signed.shingles
+        self._broken = True
+        with spill_errors():
+            keeper, part, whole, exact = self._stream.decide(
+                lanes=signed.lanes,
+                content=signed.content,
+                unit_count=signed.unit_count,
+                scope_keys=keys,
+                scopes=within,
+                across=across,
+                hashes=shingles.hashes if shingles else None,
+                offsets=shingles.offsets if shingles else None,
+                num_perm=params.num_perm,
+            )
+        self._broken = False
+        first = self._documents
+        self._documents += batch.num_rows
+        with np.errstate(invalid="ignore"):
+            similarity = np.where(whole > 0, part / whole.astype(np.float64), np.nan)
+        reason = np.where(exact == 1, EXACT, NEAR).astype(np.uint8)
+        keep = keeper < 0
+        if params.drop_empty:
+            empty = signed.unit_count == 0
+            keep &= ~empty
+            reason[empty] = EMPTY
+        if params.id_column is not None:
+            self._ids.append(batch.column(params.id_column))
+        if not keep.all():
+            removed = np.flatnonzero(~keep)
+            decided = Decided(keep, removed + first, keeper[removed], reason[removed], similarity[removed])
+            self._removed.append(self._table(decided))
+        return pa.array(keep)
+
+    def _table(self, decided: Decided) -> pa.Table:
+        ids = self._ids.take if self._params.id_column is not None else None
+        return removed_table([""], np.array([0, self._documents], np.int64), decided, ids)
+
+    def _scope(self, name: str | None, batch: pa.RecordBatch) -> tuple[I32 | None, U64 | None]:
+        if name is None:
+            return None, None
+        column = pa.chunked_array([batch.column(name)])
+        codes, keys = scope_codes(column, self._backend)
+        return self._scopes.setdefault(name, _ScopeNumbers()).codes(name, column, codes), keys
