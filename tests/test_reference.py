@@ -20,8 +20,8 @@ pytest.importorskip("opencc", reason="the reference needs opencc 1.4.2")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import make_golden
-import reference as ref
+import make_golden  # noqa: E402
+import reference as ref  # noqa: E402
 
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "spec1.json").read_text(encoding="ascii"))
 CASES = {(case["name"], case["shingle"], case["fold"]): case for case in GOLDEN["texts"]}
@@ -137,7 +137,8 @@ def test_units_hold_unit_characters_only(text: str) -> None:
         assert 1 <= len(unit) <= 64
         assert all(ref.char_class(c) == "joins" for c in unit) or (len(unit) == 1 and ref.char_class(unit) == "single")
     joined = "".join(ref.units(text, "char:5"))
-    assert joined == joined.strip() and "  " not in joined
+    assert joined == joined.strip()
+    assert "  " not in joined
     assert joined.replace(" ", "") == "".join(ref.units(text))
 
 
@@ -179,7 +180,8 @@ def test_thue_morse_documents_have_different_content() -> None:
     left = [("spam", "eggs")[b] for b in bits]
     right = [("eggs", "spam")[b] for b in bits]
     c, d = ref.content(left), ref.content(right)
-    assert c[0] != d[0] and c[1] != d[1]
+    assert c[0] != d[0]
+    assert c[1] != d[1]
 
 
 def test_shared_lanes_follow_the_jaccard_index() -> None:
@@ -285,7 +287,8 @@ def test_decision_is_one_by_definition(documents: list[list[int]], threshold: fl
         if better is None:
             kept.append(row)
     for removal in result.removed:
-        assert removal.keeper_row is not None and result.keep_mask[removal.keeper_row]
+        assert removal.keeper_row is not None
+        assert result.keep_mask[removal.keeper_row]
         left, right = sets[removal.keeper_row], sets[removal.row]
         assert removal.similarity == len(left & right) / len(left | right) >= threshold
         assert removal.reason == ("exact" if documents[removal.keeper_row] == documents[removal.row] else "near")

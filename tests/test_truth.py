@@ -30,8 +30,8 @@ from hypothesis import strategies as st
 unicodedata2 = pytest.importorskip("unicodedata2", reason="the reference needs unicodedata2 16.0.0")
 pytest.importorskip("opencc", reason="the reference needs opencc 1.4.2")
 
-import reference
-import truth
+import reference  # noqa: E402
+import truth  # noqa: E402
 
 DATA = Path(__file__).resolve().parent / "data"
 LARGE = os.environ.get("GPUDEDUP_TEST_DATA")
@@ -171,7 +171,8 @@ def check_removals(text_set: TextSet, decision: Decision, threshold: float) -> s
         shared, union = text_set.jaccard(keeper, row)
         assert reference.similar(shared, union, ppm), (row, keeper, shared, union)
         assert similarity == shared / union, (row, keeper, similarity, shared, union)
-        assert decision.keep_mask[keeper] and cluster == keeper < row
+        assert decision.keep_mask[keeper]
+        assert cluster == keeper < row
         assert (reason == "exact") == (text_set.contents[keeper] == text_set.contents[row]), (row, keeper, reason)
     return removed
 
@@ -224,7 +225,9 @@ def candidate_counts(path: Path, threshold: float) -> tuple[int, int]:
         result = run(text_set.texts, threshold=threshold, seed=seed, verify="none", bucket_window=UNBOUNDED)
         candidates = result.candidates()
         better, worse = (candidates[name].to_numpy().astype(np.int64) for name in ("better", "worse"))
-        assert (better < worse).all() and is_first[better].all() and is_first[worse].all()
+        assert (better < worse).all()
+        assert is_first[better].all()
+        assert is_first[worse].all()
         found += int(np.isin(similar, better * n + worse).sum())
     return found, len(similar) * len(RECALL_SEEDS)
 

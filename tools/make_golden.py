@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-import reference
+import reference  # noqa: E402
 
 OUTPUT = ROOT / "tests" / "golden" / "spec1.json"
 Json = Any

@@ -214,7 +214,8 @@ def build(folds: Folds) -> tuple[array.array[int], array.array[int], array.array
         entries = [entry(c, out, name == "full") for c, out in enumerate(outputs[name])]
         for first in range(0, CODE_POINTS, PAGE):
             index.append(add_page(tuple(entries[first : first + PAGE])))
-    assert len(expansions) < 1 << 17 and len(page_of) < 1 << 16
+    assert len(expansions) < 1 << 17
+    assert len(page_of) < 1 << 16
     return index, pages, expansions
 
 
