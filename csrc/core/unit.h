@@ -7,12 +7,12 @@ namespace gpudedup {
 
 constexpr uint32_t MAX_RUN = 64;  // code points; a longer run is cut after every 64th
 
-/// Units of some text, growing at the end. Unit i is bytes[start[i] .. start[i] + size[i]).
+/// Units of some text, growing at the end. Unit i is bytes[start[i] .. end[i]).
 /// The unit at `count` may be open: it has `run` > 0 code points and ends at `used`.
 struct UnitBuffer {
   uint8_t* bytes;
   uint32_t* start;
-  uint16_t* size;
+  uint32_t* end;
   uint32_t count;
   uint32_t used;
   uint32_t run;    // word units: code points in the open unit
@@ -26,7 +26,7 @@ GPUDEDUP_HD void append(UnitBuffer& units, uint32_t code_point) {
 
 GPUDEDUP_HD void close_unit(UnitBuffer& units) {
   if (units.run == 0) return;
-  units.size[units.count] = static_cast<uint16_t>(units.used - units.start[units.count]);
+  units.end[units.count] = units.used;
   ++units.count;
   units.run = 0;
 }

@@ -16,7 +16,7 @@ Signer::Signer(UnitKind unit, uint32_t shingle_units, Fold fold, uint32_t lane_c
     a_.push_back(lane_multiplier(seed, j));
     b_.push_back(lane_offset(seed, j));
   }
-  plan_ = {unit, shingle_units, lane_count, padded, a_.data(), b_.data(), fold_table(fold)};
+  plan_ = {unit, shingle_units, lane_count, padded, a_.data(), b_.data(), fold_table(fold), fold != FOLD_NONE};
 }
 
 namespace {
@@ -30,13 +30,13 @@ constexpr int64_t BRIEF_BYTES = 32 << 10;
 struct Worker {
   std::unique_ptr<uint8_t[]> folded{new uint8_t[TILE_FOLDED_BYTES]()};
   std::unique_ptr<uint32_t[]> start{new uint32_t[TILE_UNITS]};
-  std::unique_ptr<uint16_t[]> size{new uint16_t[TILE_UNITS]};
+  std::unique_ptr<uint32_t[]> end{new uint32_t[TILE_UNITS]};
   std::unique_ptr<uint64_t[]> unit_hash{new uint64_t[MAX_SHINGLE_UNITS + TILE_UNITS]};
   std::unique_ptr<uint32_t[]> shingle_hash{new uint32_t[MAX_SHINGLE_UNITS + TILE_UNITS]};
   std::vector<uint32_t> minima;
   SignScratch scratch(uint32_t padded_lanes) {
     minima.resize(padded_lanes);
-    return {folded.get(), start.get(), size.get(), unit_hash.get(), shingle_hash.get(), minima.data()};
+    return {folded.get(), start.get(), end.get(), unit_hash.get(), shingle_hash.get(), minima.data()};
   }
 };
 

@@ -5,6 +5,7 @@
 #include "core/minhash.h"
 #include "core/shingle.h"
 #include "core/unit.h"
+#include "cpu/ascii.inl.h"
 #include "cpu/tier.h"
 
 namespace gpudedup {
@@ -17,35 +18,92 @@ inline void take(UnitBuffer& units, uint32_t kind, uint32_t code_point) {
   words ? take_word(units, kind, code_point) : take_char(units, kind, code_point);
 }
 
-/// Reads code points from `at` while they start before `stop`; the text ends at `end`. Returns where it stopped.
 template <bool words>
-const uint8_t* find_units(const FoldTable& table, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
-                          UnitBuffer& units) {
+inline const uint8_t* take_code_point(const FoldTable& table, const uint8_t* at, const uint8_t* end,
+                                      UnitBuffer& units) {
+  uint32_t code_point;
+  at += decode_utf8(at, end - at, &code_point);
+  fold_code_point(table, code_point, [&](uint32_t kind, uint32_t folded) { take<words>(units, kind, folded); });
+  return at;
+}
+
+/// Reads code points from `at` while they start before `stop`; the text ends at `end`. Returns where it stopped.
+const uint8_t* find_words(const FoldTable& table, bool lower, const uint8_t* at, const uint8_t* stop,
+                          const uint8_t* end, UnitBuffer& units) {
   while (at < stop) {
-    uint32_t code_point;
-    at += decode_utf8(at, end - at, &code_point);
-    fold_code_point(table, code_point, [&](uint32_t kind, uint32_t folded) { take<words>(units, kind, folded); });
+    if (*at >= 0x80) {
+      at = take_code_point<true>(table, at, end, units);
+      continue;
+    }
+    uint32_t count = stop - at < BLOCK_BYTES ? static_cast<uint32_t>(stop - at) : BLOCK_BYTES;
+    AsciiBlock block = fold_ascii(at, count, lower, units.bytes + units.used);
+    uint64_t not_ascii = block.not_ascii & (~0ull >> (64 - count));
+    if (not_ascii) count = static_cast<uint32_t>(__builtin_ctzll(not_ascii));
+    if (take_ascii(units, block.joiners, count)) {
+      at += count;
+    } else {
+      for (const uint8_t* block_end = at + count; at < block_end;) at = take_code_point<true>(table, at, end, units);
+    }
   }
+  return at;
+}
+
+const uint8_t* find_chars(const FoldTable& table, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+                          UnitBuffer& units) {
+  while (at < stop) at = take_code_point<false>(table, at, end, units);
   return at;
 }
 
 // ---- unit hashes ----
 
+#if defined(__AVX512DQ__)
+
+inline __m512i mix8(__m512i z) {
+  z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 30)), _mm512_set1_epi64(0xBF58476D1CE4E5B9u));
+  z = _mm512_mullo_epi64(_mm512_xor_si512(z, _mm512_srli_epi64(z, 27)), _mm512_set1_epi64(0x94D049BB133111EBu));
+  return _mm512_xor_si512(z, _mm512_srli_epi64(z, 31));
+}
+
+/// Eight units at a time; the places past the last hold bounds of no meaning and are masked off.
+inline void hash_units(const UnitBuffer& units, uint64_t* hashes) {
+  const __m512i golden = _mm512_set1_epi64(static_cast<long long>(GOLDEN)), eight = _mm512_set1_epi64(8);
+  for (uint32_t i = 0; i < units.count; i += 8) {
+    __mmask8 live = units.count - i < 8 ? static_cast<__mmask8>((1u << (units.count - i)) - 1) : 0xFF;
+    __m512i at = _mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(live, units.start + i));
+    __m512i rest = _mm512_sub_epi64(_mm512_cvtepu32_epi64(_mm256_maskz_loadu_epi32(live, units.end + i)), at);
+    __m512i u = mix8(_mm512_add_epi64(rest, golden));
+    for (__mmask8 more = live; more;) {
+      __m512i word = _mm512_mask_i64gather_epi64(_mm512_setzero_si512(), more, at, units.bytes, 1);
+      // Of the last word only the low `rest` bytes count.
+      __m512i unused = _mm512_slli_epi64(_mm512_sub_epi64(eight, _mm512_min_epu64(rest, eight)), 3);
+      word = _mm512_and_si512(word, _mm512_srlv_epi64(_mm512_set1_epi64(-1), unused));
+      u = _mm512_mask_mov_epi64(u, more, mix8(_mm512_xor_si512(_mm512_add_epi64(u, golden), word)));
+      more = _mm512_mask_cmpgt_epu64_mask(more, rest, eight);
+      rest = _mm512_sub_epi64(rest, eight);
+      at = _mm512_add_epi64(at, eight);
+    }
+    _mm512_mask_storeu_epi64(hashes + i, live, u);
+  }
+}
+
+#else
+
 inline void hash_units(const UnitBuffer& units, uint64_t* hashes) {
   for (uint32_t i = 0; i < units.count; ++i) {
     const uint8_t* bytes = units.bytes + units.start[i];
-    uint32_t size = units.size[i];
+    uint32_t size = units.end[i] - units.start[i];
     uint64_t u = hash_start(size);
+    uint64_t word;
     for (; size > 8; size -= 8, bytes += 8) {
-      uint64_t word;
       memcpy(&word, bytes, 8);
       u = absorb(u, word);
     }
-    uint64_t word;
     memcpy(&word, bytes, 8);  // the buffer is padded; bytes past the unit are masked off
     hashes[i] = absorb(u, word & (~0ull >> (64 - 8 * size)));
   }
 }
+
+#endif
 
 // ---- shingle hashes ----
 
@@ -128,7 +186,7 @@ bool sign(const SignPlan& plan, const SignScratch& scratch, const ShingleSink* s
           const bool* stop, SignedDocument* out) {
   const uint8_t* at = text;
   const uint8_t* end = text + size;
-  UnitBuffer units = {scratch.folded, scratch.start, scratch.size, 0, 0, 0, false, false};
+  UnitBuffer units = {scratch.folded, scratch.start, scratch.end, 0, 0, 0, false, false};
   uint64_t total = 0;    // units so far
   uint32_t carried = 0;  // unit hashes kept from before, at most n - 1, at the front of unit_hash
   out->content[0] = out->content[1] = 0;
@@ -151,8 +209,8 @@ bool sign(const SignPlan& plan, const SignScratch& scratch, const ShingleSink* s
       for (uint32_t i = 0; i < fresh_count; ++i) fresh[i] = hash_word(load_word(at + 8 * i, 8));
       at = tile_end;
     } else {
-      at = plan.unit == UnitKind::word ? find_units<true>(plan.fold, at, tile_end, end, units)
-                                       : find_units<false>(plan.fold, at, tile_end, end, units);
+      at = plan.unit == UnitKind::word ? find_words(plan.fold, plan.lower_ascii, at, tile_end, end, units)
+                                       : find_chars(plan.fold, at, tile_end, end, units);
       if (at == end) close_unit(units);
       hash_units(units, fresh);
       fresh_count = units.count;

@@ -16,9 +16,9 @@ constexpr uint32_t MAX_SHINGLE_UNITS = 256;
 /// Bytes of text (or 8-byte tokens) that are taken through all steps at once; the scratch stays in L1 and L2.
 constexpr uint32_t TILE_BYTES = 8192;
 /// A code point yields at most 18 folded ones (from 3 bytes), at most 6 units a byte and 11 folded bytes a byte; an
-/// open run of 64 code points may come before, and 8 bytes may be read past the end.
-constexpr uint32_t TILE_UNITS = 6 * (TILE_BYTES + 4) + 64;
-constexpr uint32_t TILE_FOLDED_BYTES = 11 * (TILE_BYTES + 4) + 4 * 64 + 64;
+/// open run of 64 code points may come before, and a block of 64 may be written or read past what counts.
+constexpr uint32_t TILE_UNITS = 6 * (TILE_BYTES + 4) + 128;
+constexpr uint32_t TILE_FOLDED_BYTES = 11 * (TILE_BYTES + 4) + 4 * 64 + 128;
 
 struct SignPlan {
   UnitKind unit;
@@ -28,13 +28,14 @@ struct SignPlan {
   const uint32_t* a;       // [padded_lanes]
   const uint32_t* b;
   FoldTable fold;
+  bool lower_ascii;  // every fold but "none"
 };
 
 /// A worker's memory; sizes as named above.
 struct SignScratch {
   uint8_t* folded;         // [TILE_FOLDED_BYTES]
   uint32_t* start;         // [TILE_UNITS]
-  uint16_t* size;          // [TILE_UNITS]
+  uint32_t* end;           // [TILE_UNITS]
   uint64_t* unit_hash;     // [MAX_SHINGLE_UNITS + TILE_UNITS]
   uint32_t* shingle_hash;  // [MAX_SHINGLE_UNITS + TILE_UNITS], used without a sink
   uint32_t* minima;        // [padded_lanes]
