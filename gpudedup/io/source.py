@@ -16,8 +16,10 @@ import pyarrow as pa
 class Batch:
     """Some rows of one shard, ascending. ``rows`` int64[n] are row numbers within the shard, from 0.
 
-    ``columns`` holds the columns that were asked for, in the order they were asked for. ``damaged`` lists the rows among
-    ``rows`` that could not be read (only with on_error="skip"); their values are null and they are no documents.
+    ``columns`` holds the columns that were asked for, in the order they were asked for, each of the source's column
+    type; the text column alone may be dictionary-encoded instead, where its values repeat so much that decoding them
+    would cost more than the file. ``damaged`` lists the rows among ``rows`` that could not be read (only with
+    on_error="skip"); their values are null and they are no documents.
     """
 
     rows: npt.NDArray[np.int64]
@@ -27,12 +29,22 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Rows (or, with ``first_row`` None, a whole shard) left out under on_error="skip", and why."""
+    """``count`` rows from ``first_row`` on (or, with ``first_row`` None, a whole shard) left out under
+    on_error="skip", and why. ``count`` is 0 where nobody can know it: an unreadable shard, a truncated stream.
+    """
 
     shard: str
     first_row: int | None
     count: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What shows that a file was changed: its bytes and the time of its last change."""
+
+    size_bytes: int
+    mtime_ns: int
 
 
 class Shard(Protocol):
@@ -41,6 +53,10 @@ class Shard(Protocol):
     @property
     def name(self) -> str:
         """The path as given; "" for data in memory."""
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """Size and time of the file when it was opened; None for data in memory."""
 
     @property
     def text_in_memory(self) -> bool:
@@ -53,27 +69,32 @@ class Shard(Protocol):
         """
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
-        """All columns of the rows whose ``keep`` is true, in row order."""
+        """All columns of the rows whose ``keep`` is true, in row order (JSONL: the columns of the run)."""
 
     def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
-        """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written."""
+        """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written.
+
+        ``keep`` has one value per row, false for damaged ones. Equal input and ``keep`` give equal bytes.
+        Raises OutputError if ``path`` cannot be written; what is there of it then is the caller's to remove.
+        """
 
 
 class Source(Protocol):
     """An ordered corpus. Input order is the order of ``shards``, then of rows."""
 
     @property
-    def shards(self) -> Sequence[Shard]: ...
+    def shards(self) -> Sequence[Shard]:
+        """The shards that can be read; a file skipped as a whole is not among them."""
 
     @property
     def skipped(self) -> Sequence[Skipped]:
-        """What was left out so far under on_error="skip"."""
+        """What was left out so far under on_error="skip", by shard and row."""
 
     def column_type(self, column: str) -> pa.DataType:
         """The column's type in all shards. Raises InputError (which columns exist) or if shards differ."""
 
     def kept_schema(self) -> pa.Schema:
-        """Schema of the batches of ``Shard.kept``."""
+        """Schema of the batches of ``Shard.kept``. Raises InputError if the shards' schemas differ."""
 
     def close(self) -> None:
         """Delete what was spooled."""

@@ -1,0 +1,190 @@
+"""Cutting, joining and picking rows of Arrow batches, and reading ahead in a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.types as pt
+
+TARGET_BYTES = 16 << 20
+"""Bytes of values a batch aims at: large enough to hide the cost per batch, small enough for any ``memory``."""
+
+MAX_ROWS = 1 << 17
+"""Rows a batch has at most, so that rows without bytes (nulls, run lengths) are bounded too."""
+
+READ_ERRORS = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+"""Everything that pyarrow raises on damaged input."""
+
+Rows = npt.NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+def say(error: BaseException) -> str:
+    """The message of an error on one line, or its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold documents: any string or binary type, or a dictionary of one."""
+    if pt.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
+        or pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind)
+    )  # fmt: skip
+
+
+def value_bytes(column: pa.Array) -> Rows:
+    """Bytes of every value as it would be decoded: int64[n], 0 for null; dictionary values count in full.
+
+    Nested types count their average, since no value of theirs is cut.
+    """
+    kind = column.type
+    if pt.is_dictionary(kind):
+        sizes = np.append(value_bytes(column.dictionary), 0)
+        numbers: Rows = column.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        return sizes[numbers]
+    if pt.is_string_view(kind) or pt.is_binary_view(kind):
+        views = np.frombuffer(column.buffers()[1], dtype=np.int32).reshape(-1, 4)
+        sizes = views[column.offset : column.offset + len(column), 0].astype(np.int64)
+        return np.where(column.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
+    if is_text(kind):
+        return np.asarray(pc.binary_length(column).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
+    return np.full(len(column), -(-column.nbytes // max(1, len(column))), dtype=np.int64)
+
+
+def bounded_slices(batch: pa.RecordBatch, target_bytes: int = TARGET_BYTES) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, slice) of consecutive slices of at most ``target_bytes`` decoded bytes or one row; no copies."""
+    dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
+    if batch.num_rows <= MAX_ROWS and not dictionaries and batch.nbytes <= target_bytes:
+        if batch.num_rows:
+            yield 0, batch
+        return
+    ends = np.cumsum(sum((value_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64)))
+    first, before = 0, 0
+    while first < batch.num_rows:
+        stop = int(np.searchsorted(ends, before + target_bytes, side="right"))
+        stop = min(max(stop, first + 1), first + MAX_ROWS, batch.num_rows)
+        yield first, batch.slice(first, stop - first)
+        first, before = stop, int(ends[stop - 1])
+
+
+def take(batch: pa.RecordBatch, rows: Rows) -> pa.RecordBatch:
+    """The rows of a batch, in the order given, of any column type; the batch itself if all are asked for."""
+    if len(rows) == batch.num_rows and np.array_equal(rows, np.arange(len(rows))):
+        return batch
+    return pa.RecordBatch.from_arrays([_take_array(column, rows) for column in batch.columns], schema=batch.schema)
+
+
+def _take_array(column: pa.Array, rows: Rows) -> pa.Array:
+    if (pt.is_string_view(column.type) or pt.is_binary_view(column.type)) and len(column):
+        _, views, *data = column.buffers()  # Arrow has no take for views: pick the 16-byte views, share the text
+        picked = np.frombuffer(views, dtype=np.int32).reshape(-1, 4)[column.offset + rows]
+        validity = column.is_valid().take(pa.array(rows)).buffers()[1] if column.null_count else None
+        return pa.Array.from_buffers(column.type, len(rows), [validity, pa.py_buffer(picked), *data])
+    try:
+        return column.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:  # lists of views and the like
+        if not len(rows):
+            return column.slice(0, 0)
+        edges = np.flatnonzero(np.diff(rows) != 1) + 1
+        runs = np.split(rows, edges)
+        return pa.concat_arrays([column.slice(int(run[0]), len(run)) for run in runs])
+
+
+def merge(parts: Iterable[tuple[Rows, pa.RecordBatch]]) -> Iterator[tuple[Rows, pa.RecordBatch]]:
+    """Join small consecutive parts and cut large ones, so that each has about ``TARGET_BYTES``."""
+    waiting: list[tuple[Rows, pa.RecordBatch]] = []
+    size_bytes = row_count = 0
+    for rows, batch in parts:
+        dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
+        if dictionaries or batch.nbytes > TARGET_BYTES or batch.num_rows > MAX_ROWS:
+            if waiting:
+                yield _join(waiting)
+                waiting, size_bytes, row_count = [], 0, 0
+            for first, piece in bounded_slices(batch):
+                yield rows[first : first + piece.num_rows], piece
+            continue
+        if waiting and (size_bytes + batch.nbytes > TARGET_BYTES or row_count + batch.num_rows > MAX_ROWS):
+            yield _join(waiting)
+            waiting, size_bytes, row_count = [], 0, 0
+        if batch.num_rows:
+            waiting.append((rows, batch))
+            size_bytes += batch.nbytes
+            row_count += batch.num_rows
+    if waiting:
+        yield _join(waiting)
+
+
+def _join(parts: list[tuple[Rows, pa.RecordBatch]]) -> tuple[Rows, pa.RecordBatch]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([rows for rows, _ in parts]), pa.concat_batches([batch for _, batch in parts])
+
+
+def nulls(schema: pa.Schema, count: int) -> pa.RecordBatch:
+    """``count`` rows of nulls."""
+    return pa.RecordBatch.from_arrays([pa.nulls(count, field.type) for field in schema], schema=schema)
+
+
+def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+    """The same items, made by one background thread that is at most ``depth`` items ahead.
+
+    An exception of the maker is raised here, after the items before it. Closing the iterator (or leaving the loop
+    and dropping it) stops the thread and closes ``items``; it ends after the item it is making.
+    """
+    ready: queue.Queue[tuple[bool, Item | BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(last: bool, item: Item | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put((last, item), timeout=0.05)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        error: BaseException | None = None
+        try:
+            for item in items:
+                put(False, item)
+                if stopped.is_set():
+                    break
+        except BaseException as raised:  # raised again where the items are used
+            error = raised
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+        put(True, error)
+
+    thread = threading.Thread(target=work, name="gpudedup-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            last, item = ready.get()
+            if last:
+                if item is not None:
+                    raise item  # type: ignore[misc]
+                return
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,163 @@
+"""From paths, globs and directories to an ordered list of input files."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gpudedup.errors import InputError
+from gpudedup.io.source import Fingerprint
+
+FORMATS = {
+    ".parquet": ("parquet", None),
+    ".jsonl": ("jsonl", None),
+    ".ndjson": ("jsonl", None),
+    ".jsonl.gz": ("jsonl", "gzip"),
+    ".ndjson.gz": ("jsonl", "gzip"),
+    ".jsonl.zst": ("jsonl", "zstd"),
+    ".ndjson.zst": ("jsonl", "zstd"),
+}
+"""Known suffixes, whatever their case: format and compression of the file as a whole."""
+
+KNOWN = ", ".join(FORMATS)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input file. ``path`` is as given, or as found below the directory or glob that was given."""
+
+    path: str
+    format: str
+    compression: str | None
+    fingerprint: Fingerprint
+
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file's size or time differs from when it was found, or it is gone."""
+        try:
+            now = _fingerprint(os.stat(self.path))
+        except OSError as error:
+            raise InputError(f"{self.path}: {error.strerror} while it was being read; run again") from error
+        if now != self.fingerprint:
+            before = self.fingerprint
+            raise InputError(
+                f"{self.path} changed while it was being read: {before.size_bytes} bytes with mtime_ns "
+                f"{before.mtime_ns} at the start, {now.size_bytes} bytes with mtime_ns {now.mtime_ns} now; run again"
+            )
+
+
+def find_files(inputs: Sequence[str]) -> list[InputFile]:
+    """The files that ``inputs`` name, in input order: paths as given, a glob or directory by the bytes of relative
+    paths.
+
+    A directory means every file below it with a known suffix; names that begin with "." or "_" are left out, and so are
+    symbolic links back to a directory above. A glob that matches a directory means the same for it.
+    Raises InputError if something does not exist, is no regular file, has an unknown suffix, or is named twice.
+    """
+    if not inputs:
+        raise InputError("no input was given; name at least one file, directory or glob")
+    files: list[InputFile] = []
+    for given in inputs:
+        files.extend(_expand(given))
+    seen: dict[tuple[int, int], str] = {}
+    for file in files:
+        status = os.stat(file.path)
+        other = seen.setdefault((status.st_dev, status.st_ino), file.path)
+        if other is not file.path:
+            raise InputError(f"the same file is given twice, as {other} and as {file.path}; name it once")
+    formats = {file.format: file.path for file in files}
+    if len(formats) > 1:
+        examples = " and ".join(formats.values())
+        raise InputError(f"inputs of different formats cannot be mixed in one run: {examples}; convert one of them")
+    return files
+
+
+def _expand(given: str) -> list[InputFile]:
+    if "\0" in given:
+        raise InputError(f"path {given!r} contains a NUL character")
+    if os.path.isdir(given):
+        found = sorted(_walk(given), key=lambda path: os.fsencode(os.path.relpath(path, given)))
+        if not found:
+            raise InputError(f"directory {given} holds no file with a known suffix ({KNOWN})")
+        return [_input_file(path) for path in found]
+    if os.path.lexists(given):
+        return [_input_file(given)]
+    if glob.has_magic(given):
+        matches = glob.glob(given, recursive=True)
+        found = []
+        for path in matches:
+            if os.path.isdir(path):
+                if "**" not in given and not _hidden(path, given):
+                    found.extend(_walk(path))
+            elif suffix_of(path) and not _hidden(path, given):
+                found.append(path)
+        if found:
+            return [_input_file(path) for path in sorted(set(found), key=os.fsencode)]
+        if matches:
+            raise InputError(f"{given} matches {matches[0]} but nothing with a known suffix ({KNOWN})")
+    if "://" in given:
+        raise InputError(f"{given} is a URL; only local files can be read: mount or copy them first")
+    raise InputError(f"no file matches {given!r}; working directory is {os.getcwd()}")
+
+
+def _hidden(path: str, pattern: str) -> bool:
+    """Whether a name that a wildcard stands for begins with "." or "_", unless the pattern itself writes such a
+    name.
+    """
+    pattern_parts = os.path.normpath(pattern).split(os.sep)
+    first = next(number for number, part in enumerate(pattern_parts) if glob.has_magic(part))
+    if any(part.startswith((".", "_")) for part in pattern_parts[first:]):
+        return False
+    return any(part.startswith((".", "_")) for part in os.path.normpath(path).split(os.sep)[first:])
+
+
+def _walk(root: str) -> Iterator[str]:
+    """Every file below ``root`` with a known suffix, following links, but no link to a directory above itself."""
+    todo = [(root, frozenset[tuple[int, int]]())]
+    while todo:
+        folder, above = todo.pop()
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                continue
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise InputError(f"cannot list directory {folder}: {error.strerror}") from error
+        for entry in entries:
+            if entry.name.startswith((".", "_")):
+                continue
+            if entry.is_dir():
+                todo.append((entry.path, above | {identity}))
+            elif suffix_of(entry.name):
+                yield entry.path
+
+
+def suffix_of(path: str) -> str | None:
+    """The known suffix of a path, or None."""
+    name = os.path.basename(path).lower()
+    return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def _fingerprint(status: os.stat_result) -> Fingerprint:
+    return Fingerprint(status.st_size, status.st_mtime_ns)
+
+
+def _input_file(path: str) -> InputFile:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"file name {os.fsencode(path)!r} is not UTF-8 and cannot be recorded; rename it") from None
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path} is not a regular file; give files, directories or globs")
+    suffix = suffix_of(path)
+    if suffix is None:
+        raise InputError(f"{path} has no suffix that says its format; known are {KNOWN}")
+    kind, compression = FORMATS[suffix]
+    return InputFile(path, kind, compression, _fingerprint(status))

@@ -1,0 +1,82 @@
+"""Files that are whole or absent: written under a temporary name, flushed, and only then given their own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from gpudedup.errors import OutputError
+
+TEMPORARY = ".gpudedup-"
+"""What temporary names begin with; a leading dot keeps them out of directories that are read as input."""
+
+
+@contextlib.contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with writing ``path`` into an OutputError that says why and what to do."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OutputError(f"cannot write {path}: {reason}; {_way_out(error, path)}") from error
+
+
+def _way_out(error: BaseException, path: Path) -> str:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"{_free_space(path)}: free some or choose another directory"
+    if number in (errno.EACCES, errno.EPERM):
+        return "you have no permission to write there: choose another directory"
+    if number == errno.EROFS:
+        return "it is on a read-only file system: choose another directory"
+    if number == errno.EFBIG:
+        return "the file would be larger than this system or its limits (ulimit -f) allow"
+    return f"{_free_space(path)}; choose another directory"
+
+
+def _free_space(path: Path) -> str:
+    for folder in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(folder).free} bytes are free in {folder}"
+    return "free space is unknown"
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``; renamed to ``path`` when the block ends well, removed when it does
+    not.
+
+    The file and its folder are flushed to the device, so that after a crash ``path`` is whole or absent.
+    Raises OutputError with path, free space and a way out for anything that the system refuses.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    try:
+        with output_errors(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the device, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
