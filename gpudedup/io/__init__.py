@@ -22,7 +22,8 @@ __all__ = ["Batch", "Fingerprint", "Shard", "Skipped", "Source", "open_paths", "
 
 ACCEPTED = (
     "a path, glob or directory, a list of pathlib.Path, a list of str, an Arrow table or batch, anything with the "
-    "Arrow PyCapsule interface (Polars, pandas, DuckDB, datasets), a RecordBatchReader, a Dataset, or an iterable of batches"
+    "Arrow PyCapsule interface (Polars, pandas, DuckDB, datasets), a RecordBatchReader, a Dataset, or an iterable of "
+    "batches"
 )
 
 

@@ -19,6 +19,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
+from gpudedup.backends.cpu import is_tokens
 from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import (
     MAX_ROWS,
@@ -482,7 +483,7 @@ def column_of(schema: pa.Schema, column: str, place: str) -> pa.DataType:
     found = schema.get_all_field_indices(column)
     if len(found) == 1:
         kind = schema.field(found[0]).type
-        if pt.is_nested(kind):
+        if pt.is_nested(kind) and not is_tokens(kind):
             raise InputError(
                 f"{place}: column {column!r} is nested ({kind}); copy the values you need to a column of their own"
             )
