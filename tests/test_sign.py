@@ -1,0 +1,212 @@
+"""Signatures, content hashes and band keys of the engine against the reference and its golden file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import reference
+from corpora import EDGES, text_array
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpudedup import _cpu
+from gpudedup.backends.cpu import CpuBackend
+from gpudedup.params import Params
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "spec1.json").read_text(encoding="ascii"))
+FOLDS = ("full", "case", "none")
+
+
+def backend(**options: Any) -> CpuBackend:
+    return CpuBackend(Params(**options), "as asked")
+
+
+def assert_equals_reference(texts: list[Any], array: pa.Array | None = None, **options: Any) -> None:
+    params = Params(**{"num_perm": 40, "bands": 4, "rows": 10, "seed": 7, **options})
+    signed = CpuBackend(params, "as asked").sign(
+        text_array(texts, pa.binary()) if array is None else array, keep_shingles=True
+    )
+    _, n = params.shingle.split(":")
+    for i, text in enumerate(texts):
+        plain = reference.decode(text) if isinstance(text, bytes) else text or ""
+        units = reference.units(plain, params.shingle, params.fold)
+        assert signed.unit_count[i] == len(units), (i, plain[:60])
+        shingles = set(reference.shingle_hashes(units, int(n)))
+        assert signed.lanes[i].tolist() == reference.signature(shingles, params.num_perm, params.seed), (i, plain[:60])
+        assert tuple(signed.content[i].tolist()) == tuple(reference.content(units)), (i, plain[:60])
+        kept = signed.shingles
+        assert kept is not None
+        assert set(kept.hashes[kept.offsets[i] : kept.offsets[i + 1]].tolist()) == shingles
+
+
+@pytest.mark.parametrize("case", GOLDEN["texts"], ids=lambda c: f"{c['name']}-{c['shingle']}-{c['fold']}")
+def test_golden_texts(case: dict[str, Any]) -> None:
+    if "tokens" in case:
+        array = pa.array([case["tokens"]], pa.list_(pa.int64()))
+        options = {"shingle": case["shingle"]}
+    else:
+        raw = bytes.fromhex(case["bytes"]) if "bytes" in case else case["text"]
+        array = text_array([raw], pa.binary())
+        options = {"shingle": case["shingle"], "fold": case["fold"]}
+    for seed, lanes in case["lanes"].items():
+        signed = backend(seed=int(seed), num_perm=len(lanes), bands=1, rows=1, **options).sign(
+            array, keep_shingles=True
+        )
+        assert signed.lanes[0].tolist() == lanes
+        assert [f"{value:016x}" for value in signed.content[0].tolist()] == case["content"]
+        assert signed.unit_count[0] == len(case["units"])
+        assert signed.shingles is not None
+        assert sorted(set(signed.shingles.hashes.tolist())) == sorted(set(case["shingle_hashes"]))
+
+
+@pytest.mark.parametrize("case", GOLDEN["scopes"], ids=lambda c: f"{c['type']}-{c['value']}")
+def test_golden_scopes(case: dict[str, Any]) -> None:
+    from gpudedup.stages.sign import scope_codes
+
+    kind = {"bool": pa.bool_()}.get(case["type"]) or pa.type_for_alias(case["type"])
+    column = pa.chunked_array([pa.array([case["value"]], kind)])
+    codes, keys = scope_codes(column, backend())
+    assert f"{int(keys[0]):016x}" == case["scope"]
+    assert (codes[0] == -1) == (case["value"] is None)
+
+
+@pytest.mark.parametrize("shingle", ["word:5", "word:1", "word:9", "char:3", "char:24"])
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_equal_reference(name: str, shingle: str) -> None:
+    for fold in FOLDS:
+        assert_equals_reference(EDGES[name], shingle=shingle, fold=fold)
+
+
+@pytest.mark.parametrize("num_perm", [1, 31, 63, 64, 65, 128])
+def test_any_number_of_lanes(num_perm: int) -> None:
+    assert_equals_reference(EDGES["no blanks"] + EDGES["all empty"], num_perm=num_perm, bands=1, rows=1)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
+    ],
+    ids=str,
+)
+def test_every_text_type_and_slice(kind: pa.DataType) -> None:
+    texts = ["first text of all", None, "", "the same", "the same", "中文 text", "last one of them is here"]
+    array = text_array(texts, kind)
+    assert_equals_reference(texts, array)
+    assert_equals_reference(texts[2:6], array.slice(2, 4))
+    assert_equals_reference([], array.slice(3, 0))
+
+
+def test_nulls_with_bytes_behind_them_are_empty() -> None:
+    text = pa.array(["visible words", "hidden words", "more words"])
+    hidden = pa.Array.from_buffers(pa.string(), 3, [pa.py_buffer(b"\x05"), *text.buffers()[1:]], 1)
+    assert_equals_reference(["visible words", None, "more words"], hidden)
+
+
+def test_tokens_equal_reference() -> None:
+    lists = [[1, 2, 3, 4, 5, 6], [], None, [2**63 - 1, -(2**63)], list(range(5000)), [7] * 9]
+    for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64())):
+        array = pa.array(lists, kind)
+        signed = backend(shingle="tokens:3", num_perm=16, bands=4, rows=4).sign(array.slice(1), keep_shingles=False)
+        for i, tokens in enumerate(lists[1:]):
+            expected = reference.signature(set(reference.shingle_hashes(tokens or [], 3)), 16, 0)
+            assert signed.lanes[i].tolist() == expected
+            assert tuple(signed.content[i].tolist()) == tuple(reference.content(tokens or []))
+
+
+def test_band_keys_equal_reference() -> None:
+    signed = backend().sign(pa.array(["some words that make a signature here", "other words"]), keep_shingles=False)
+    scopes = np.array([0, 2**64 - 1], np.uint64)
+    for band, rows in ((0, 7), (17, 7), (3, 1), (0, 128)):
+        keys = _cpu.band_keys(signed.lanes, band=band, rows=rows, scope_keys=scopes)
+        for i in range(2):
+            lanes = signed.lanes[i, band * rows : (band + 1) * rows].tolist()
+            assert int(keys[i]) == reference.band_key(band, int(scopes[i]), lanes)
+
+
+ODD_TEXT = st.text(
+    st.one_of(
+        st.characters(max_codepoint=0x7F),
+        st.characters(categories=["L", "M", "N", "Cf", "Zs", "So"]),
+        st.sampled_from("ßﷺ한각\u0301\u200d\u00ad\ufe0f中説ガ™½𝟙𠀀_’\u0e01\u1000"),
+    ),
+    max_size=200,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ODD_TEXT, max_size=4), st.sampled_from(["word:5", "word:2", "char:5"]), st.sampled_from(FOLDS))
+def test_any_text_equals_reference(texts: list[str], shingle: str, fold: str) -> None:
+    assert_equals_reference(texts, shingle=shingle, fold=fold)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.binary(max_size=150), max_size=4), st.sampled_from(["word:3", "char:2"]))
+def test_any_bytes_equal_reference(texts: list[bytes], shingle: str) -> None:
+    assert_equals_reference(texts, shingle=shingle)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 70), st.lists(st.integers(1, 140), min_size=1, max_size=12), st.sampled_from(["a", "é", "Z", "中"])
+)
+def test_long_runs_at_any_place_equal_reference(shift: int, lengths: list[int], letter: str) -> None:
+    assert_equals_reference([" " * shift + " ".join(letter * n + "b" * (n % 67) for n in lengths)], shingle="word:1")
+
+
+def test_every_code_point_folds_as_the_reference_says() -> None:
+    """One text a code point, with a letter on each side: fold, class and whether it joins, for all of Unicode."""
+    points = [c for c in range(0x110000) if not 0xD800 <= c <= 0xDFFF]
+    for fold in FOLDS:
+        for start in range(0, len(points), 1 << 17):
+            part = points[start : start + (1 << 17)]
+            signed = backend(fold=fold, shingle="word:1", num_perm=1, bands=1, rows=1).sign(
+                pa.array(["a" + chr(c) + "b" for c in part]), keep_shingles=False
+            )
+            wrong = [
+                hex(c)
+                for c, content in zip(part, signed.content.tolist(), strict=True)
+                if tuple(content) != content_of("a" + chr(c) + "b", fold)
+            ]
+            assert not wrong, (fold, wrong[:20])
+
+
+def content_of(text: str, fold: str) -> tuple[int, int]:
+    first, second = reference.content(reference.units(text, "word:1", fold))
+    return first, second
+
+
+def test_workers_and_batches_change_nothing() -> None:
+    texts = [text for group in EDGES.values() for text in group] * 20
+    array = text_array(texts, pa.large_binary())
+    one = backend(workers=1).sign(array, keep_shingles=True)
+    for workers in (2, 3, 8):
+        many = backend(workers=workers).sign(array, keep_shingles=True)
+        np.testing.assert_array_equal(one.lanes, many.lanes)
+        np.testing.assert_array_equal(one.content, many.content)
+        assert one.shingles is not None
+        assert many.shingles is not None
+        np.testing.assert_array_equal(one.shingles.hashes, many.shingles.hashes)
+        np.testing.assert_array_equal(one.shingles.offsets, many.shingles.offsets)
+    pieces = [backend().sign(array.slice(i, 37), keep_shingles=False).lanes for i in range(0, len(array), 37)]
+    np.testing.assert_array_equal(one.lanes, np.concatenate(pieces))
+
+
+def test_the_first_lanes_do_not_depend_on_their_number() -> None:
+    array = pa.array(["the first lanes are the same whatever comes after them"])
+    few, many = (backend(num_perm=k, bands=1, rows=1).sign(array, keep_shingles=False).lanes for k in (8, 200))
+    np.testing.assert_array_equal(few[0], many[0, :8])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8, 9, 40])
+def test_shingles_over_tile_borders(n: int) -> None:
+    """A document of many tiles has the shingles of the reference, however its tiles fall."""
+    assert_equals_reference(
+        [" ".join(f"w{i % 977}" for i in range(9000))], shingle=f"word:{n}", num_perm=8, bands=1, rows=1
+    )
