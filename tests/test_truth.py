@@ -33,6 +33,8 @@ pytest.importorskip("opencc", reason="the reference needs opencc 1.4.2")
 import reference  # noqa: E402
 import truth  # noqa: E402
 
+import gpudedup  # noqa: E402
+
 DATA = Path(__file__).resolve().parent / "data"
 LARGE = os.environ.get("GPUDEDUP_TEST_DATA")
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9)
@@ -133,18 +135,8 @@ class Decision:
     removed: list[tuple[int, str, int, float, int]]  # row, reason, keeper row, similarity, cluster
 
 
-@functools.cache
-def engine() -> Any:
-    try:
-        import gpudedup  # type: ignore[import-not-found, unused-ignore]
-
-        return gpudedup.deduplicate
-    except (ImportError, AttributeError) as error:
-        pytest.skip(f"the engine is not built: {error}")
-
-
 def run(texts: Sequence[str], **options: Any) -> Any:
-    return engine()(pa.table({"text": pa.array(texts, pa.large_string())}), text_column="text", **options)
+    return gpudedup.deduplicate(pa.table({"text": pa.array(texts, pa.large_string())}), text_column="text", **options)
 
 
 def decide(texts: Sequence[str], **options: Any) -> Decision:
@@ -283,16 +275,7 @@ def test_the_reference_keeps_the_promise_on_a_piece(name: str) -> None:
     )
     decision = decide_by_reference(texts, threshold=0.6, seed=1)
     check_removals(piece, decision, 0.6)
-    if engine_is_built():
-        assert decide(texts, threshold=0.6, seed=1) == decision
-
-
-def engine_is_built() -> bool:
-    try:
-        engine()
-    except pytest.skip.Exception:
-        return False
-    return True
+    assert decide(texts, threshold=0.6, seed=1) == decision
 
 
 @pytest.mark.parametrize("fold", ["full", "case", "none"])
