@@ -1,0 +1,136 @@
+"""manifest.json: what a run was made of, what it found, and what it wrote, with sizes and checksums."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import xxhash
+
+from gpudedup.errors import ArtefactError
+from gpudedup.machine import Machine
+
+FORMAT = 1
+"""Number of the layout of run directories."""
+
+NAME = "manifest.json"
+MAX_BYTES = 1 << 30
+KINDS = ("removed", "kept", "keep_mask")
+
+
+class InputEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One input file as it was read. ``rows`` counts damaged ones too."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    rows: int
+
+
+class OutputEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the run; ``path`` is relative to the run directory, with "/"."""
+
+    path: str
+    kind: str
+    shard: str
+    size_bytes: int
+    xxh3_128: str
+    rows: int | None
+    """Rows in the file; None for kept/ in another format than Parquet."""
+
+
+class SkippedEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What on_error="skip" left out, as gpudedup.io.Skipped."""
+
+    shard: str
+    first_row: int | None
+    count: int
+    reason: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a run directory says about itself."""
+
+    format: int
+    spec: int
+    version: str
+    """Of gpudedup."""
+    state: str
+    """ "complete": the manifest is written last."""
+    created: str
+    """UTC, ISO 8601."""
+    output: str
+    """kept, mask or none."""
+    parameters: dict[str, Any]
+    bands: int
+    rows: int
+    counts: dict[str, int]
+    seconds: dict[str, float]
+    inputs: list[InputEntry]
+    outputs: list[OutputEntry]
+    skipped: list[SkippedEntry]
+    machine: Machine | None = None
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Readable JSON with one value a line."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of a finished run. Raises ArtefactError if there is none, or none that can be believed."""
+    path = directory / NAME
+    try:
+        if path.is_symlink():
+            raise ArtefactError(f"{path} is a symbolic link, which no run writes")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ArtefactError(f"{path} has {size} bytes, more than the {MAX_BYTES} that a manifest can have")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ArtefactError(f"{directory} holds no finished run: it has no {NAME}") from None
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} is damaged: {error}; run again into another directory") from error
+    if manifest.format != FORMAT:
+        raise ArtefactError(f"{path} has format {manifest.format}, this version of gpudedup reads format {FORMAT}")
+    if manifest.state != "complete":
+        raise ArtefactError(f'{path} is in state {manifest.state!r}, not "complete"; run again into another directory')
+    for entry in manifest.outputs:
+        safe_path(directory, entry)
+        if entry.size_bytes < 0 or (entry.rows or 0) < 0:
+            raise ArtefactError(f"{path} gives {entry.path!r} {entry.size_bytes} bytes and {entry.rows} rows")
+    return manifest
+
+
+def safe_path(directory: Path, entry: OutputEntry) -> Path:
+    """The path of an output within ``directory``. Raises ArtefactError for one that could lead elsewhere."""
+    parts = PurePosixPath(entry.path).parts
+    if (
+        entry.kind not in KINDS
+        or len(parts) < 2
+        or parts[0] != entry.kind
+        or ".." in parts
+        or "\0" in entry.path
+        or "/".join(parts) != entry.path
+    ):
+        raise ArtefactError(f"{directory / NAME} lists {entry.path!r} as {entry.kind!r}, which is no file of a run")
+    path = directory
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            raise ArtefactError(f"{path} is a symbolic link, which no run writes")
+    return path
+
+
+def checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, 128 bits, hexadecimal."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

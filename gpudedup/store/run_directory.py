@@ -1,0 +1,345 @@
+"""The directory of a run: written so that it is whole or absent, read so that nothing in it is trusted unchecked."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import glob
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
+from gpudedup.store import manifest as manifests
+from gpudedup.store.atomic import atomic_file, output_errors, sync_folder
+from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry
+
+OUTPUTS = ("kept", "mask", "none")
+MARKER = ".gpudedup-unfinished"
+"""A file that is there while a run is being written; created exclusively, so that two runs cannot share a directory."""
+
+MASK_ROWS = 1 << 24
+IN_MEMORY_NAME = "data.parquet"
+"""The file name for the shard "" (data in memory)."""
+
+
+def relative_names(paths: Sequence[str]) -> list[str]:
+    """Each path relative to the deepest directory that all are in, with "/"; "" (data in memory) is ``IN_MEMORY_NAME``.
+
+    Symbolic links are not followed, so names stay as given. Raises InputError if two paths get one name.
+    """
+    if not paths:
+        return []
+    whole = [os.path.abspath(path or IN_MEMORY_NAME) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in whole])
+    names = [os.path.relpath(path, common).replace(os.sep, "/") for path in whole]
+    seen: dict[str, str] = {}
+    for name, path in zip(names, paths, strict=True):
+        for file_name in {name, _table_name(name)}:
+            other = seen.setdefault(file_name, path)
+            if other is not path:
+                raise InputError(f"outputs for {other} and {path} would have the same name {file_name!r}; rename one")
+    return names
+
+
+def _table_name(name: str) -> str:
+    return name if name.endswith(".parquet") else f"{name}.parquet"
+
+
+class RunDirectory:
+    """A run that is being written. Use as a context manager: unless ``finish`` was called, all of it is removed again.
+
+    Files: manifest.json; removed/NAME.parquet and, by ``output``, kept/NAME or keep_mask/NAME.parquet for every shard.
+    """
+
+    def __init__(self, path: Path, names: dict[str, str], output: str) -> None:
+        """For ``create`` only."""
+        self.path, self.output, self._names = path, output, names
+        self._files: list[Path] = []
+        self._folders: list[Path] = []
+        self._outputs: list[OutputEntry] = []
+        self._finished = False
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(
+        cls, out: str | os.PathLike[str], shards: Sequence[str], inputs: Sequence[str] = (), output: str = "kept"
+    ) -> RunDirectory:
+        """Make the directory, or take an empty one.
+
+        shards: names of all shards; inputs: the paths, globs and directories that they were found by.
+        Raises OutputError if ``out`` is not empty, inside an input directory, or cannot be made; ParameterError for an
+        unknown ``output``; InputError if two shards would get one output name.
+        """
+        if output not in OUTPUTS:
+            raise ParameterError(f'output must be one of "kept", "mask", "none", got {output!r}')
+        path = Path(out)
+        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output)
+        for given in inputs:
+            folder = _input_folder(given)
+            if folder is not None and _is_inside(path, folder):
+                raise OutputError(
+                    f"{path} is inside the input {given}, where a later run would read it as input; choose a directory "
+                    "elsewhere"
+                )
+        for shard in shards:
+            if shard and _is_inside(Path(shard), path):
+                raise OutputError(f"input {shard} is inside {path}; choose another directory")
+        with output_errors(path):
+            if os.path.lexists(path):
+                _require_empty(path)
+        try:
+            run._make_folder(path)
+            with output_errors(path):
+                marker = path / MARKER
+                os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+                run._files.append(marker)
+        except BaseException:
+            run.remove()
+            raise
+        return run
+
+    def write_removed(self, shard: str, table: pa.Table) -> Path:
+        """Write a shard's removals as Parquet (zstd). Raises OutputError."""
+        return self._write(
+            "removed", shard, table.num_rows, lambda path: pq.write_table(table, path, compression="zstd")
+        )
+
+    def write_mask(self, shard: str, keep: npt.NDArray[np.bool_]) -> Path:
+        """Write a shard's keep mask: Parquet (zstd) with one column ``keep``: bool. Raises OutputError."""
+        schema = pa.schema([pa.field("keep", pa.bool_())])
+
+        def write(path: Path) -> None:
+            with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+                for first in range(0, len(keep), MASK_ROWS):
+                    writer.write_table(pa.table([pa.array(keep[first : first + MASK_ROWS])], schema))
+
+        return self._write("keep_mask", shard, len(keep), write)
+
+    def write_kept(self, shard: str, write: Callable[[Path], Any], rows: int | None = None) -> Path:
+        """Let ``write`` make kept/NAME at the temporary path that it is given (``Shard.write_kept``). Raises
+        OutputError.
+        """
+        return self._write("kept", shard, rows, write)
+
+    def _write(self, kind: str, shard: str, rows: int | None, write: Callable[[Path], Any]) -> Path:
+        name = self._names[shard]
+        relative = f"{kind}/{name if kind == 'kept' else _table_name(name)}"
+        path = self.path / relative
+        self._make_folder(path.parent)
+        with atomic_file(path) as temporary:
+            write(temporary)
+            entry = OutputEntry(
+                path=relative,
+                kind=kind,
+                shard=shard,
+                size_bytes=temporary.stat().st_size,
+                xxh3_128=manifests.checksum(temporary),
+                rows=rows,
+            )
+            self._files.append(path)
+        self._outputs.append(entry)
+        return path
+
+    def finish(
+        self,
+        *,
+        spec: int,
+        version: str,
+        parameters: dict[str, Any],
+        bands: int,
+        rows: int,
+        counts: dict[str, int],
+        seconds: dict[str, float],
+        inputs: Sequence[InputEntry],
+        skipped: Sequence[SkippedEntry] = (),
+        machine: Any = None,
+    ) -> Manifest:
+        """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
+        manifest = Manifest(
+            format=manifests.FORMAT,
+            spec=spec,
+            version=version,
+            state="complete",
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            output=self.output,
+            parameters=parameters,
+            bands=bands,
+            rows=rows,
+            counts=counts,
+            seconds=seconds,
+            inputs=list(inputs),
+            outputs=sorted(self._outputs, key=self._place),
+            skipped=list(skipped),
+            machine=machine,
+        )
+        with output_errors(self.path):
+            for folder in self._folders:
+                sync_folder(folder)
+        path = self.path / manifests.NAME
+        with atomic_file(path) as temporary:
+            self._files.append(path)
+            temporary.write_bytes(manifests.encode(manifest))
+        self._finished = True
+        with contextlib.suppress(OSError):
+            (self.path / MARKER).unlink()
+        return manifest
+
+    def _place(self, entry: OutputEntry) -> tuple[str, int]:
+        return entry.kind, list(self._names).index(entry.shard)
+
+    def remove(self) -> None:
+        """Delete every file and folder that this run made, and nothing else."""
+        for file in reversed(self._files):
+            with contextlib.suppress(OSError):
+                file.unlink()
+        for folder in reversed(self._folders):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+    def _make_folder(self, folder: Path) -> None:
+        with self._lock:
+            missing = []
+            while not folder.is_dir():
+                missing.append(folder)
+                folder = folder.parent
+                if folder == folder.parent:
+                    break
+            for new in reversed(missing):
+                with output_errors(new):
+                    self._folders.append(new)
+                    try:
+                        new.mkdir()
+                    except OSError:
+                        self._folders.pop()
+                        raise
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._finished:
+            self.remove()
+
+
+def _require_empty(path: Path) -> None:
+    if not path.is_dir():
+        raise OutputError(f"{path} exists and is not a directory; choose another name")
+    names = sorted(os.listdir(path))
+    if manifests.NAME in names:
+        raise OutputError(f"{path} already holds a run; choose another directory or delete it")
+    if MARKER in names:
+        raise OutputError(
+            f"{path} holds an unfinished run: one that is going on, or was killed; choose another directory or "
+            "delete it"
+        )
+    if names:
+        raise OutputError(f"{path} is not empty (it has {names[0]!r}) and holds no run; choose another directory")
+
+
+def _input_folder(given: str) -> Path | None:
+    """The directory that an input means with all that is below it, if it means one."""
+    if os.path.isdir(given):
+        return Path(given)
+    if glob.has_magic(given) and "**" in given:
+        parts = Path(given).parts
+        first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        return Path(*parts[:first])
+    return None
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether ``path`` is ``folder`` or below it, links followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+class Run:
+    """A finished run, read. Sizes and checksums are compared with the manifest before anything is used."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """Read the manifest. Raises ArtefactError if the directory holds no finished run or the manifest is damaged."""
+        return cls(Path(path), manifests.read(Path(path)))
+
+    @property
+    def removed(self) -> pa.Table:
+        """All removals, in input order. Raises ArtefactError for a file that is missing or differs from the
+        manifest.
+        """
+        tables = [self._table(entry) for entry in self._entries("removed")]
+        try:
+            return pa.concat_tables(tables) if tables else pa.table({})
+        except pa.ArrowException as error:
+            raise ArtefactError(f"{self.path}: the tables in removed/ differ: {error}") from error
+
+    @property
+    def kept(self) -> list[Path]:
+        """The files of kept/, in input order, with sizes compared (``verify`` compares their bytes)."""
+        self._require("kept")
+        return [self._compared(entry, content=False) for entry in self._entries("kept")]
+
+    @property
+    def keep_mask(self) -> pa.ChunkedArray:
+        """One boolean per input row, in input order."""
+        self._require("mask")
+        chunks: list[pa.Array] = []
+        for entry in self._entries("keep_mask"):
+            table = self._table(entry)
+            if table.schema.names != ["keep"] or table.schema.types != [pa.bool_()]:
+                raise ArtefactError(
+                    f"{self.path / entry.path} has columns {table.schema.names}, not one boolean 'keep'"
+                )
+            chunks.extend(table["keep"].chunks)
+        return pa.chunked_array(chunks, pa.bool_())
+
+    def verify(self) -> None:
+        """Compare size and checksum of every file with the manifest. Raises ArtefactError with both values."""
+        for entry in self.manifest.outputs:
+            self._compared(entry)
+
+    def _require(self, output: str) -> None:
+        if self.manifest.output != output:
+            raise ArtefactError(f'{self.path} was written with output="{self.manifest.output}", not "{output}"')
+
+    def _entries(self, kind: str) -> Iterator[OutputEntry]:
+        return (entry for entry in self.manifest.outputs if entry.kind == kind)
+
+    def _compared(self, entry: OutputEntry, content: bool = True) -> Path:
+        path = manifests.safe_path(self.path, entry)
+        try:
+            if not path.is_file():
+                raise ArtefactError(f"{path} is missing, though {manifests.NAME} lists it")
+            size = path.stat().st_size
+            if size != entry.size_bytes:
+                raise ArtefactError(f"{path} has {size} bytes, but {manifests.NAME} says {entry.size_bytes}")
+            found = manifests.checksum(path) if content else entry.xxh3_128
+        except OSError as error:
+            raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
+        if found != entry.xxh3_128:
+            raise ArtefactError(f"{path} has checksum {found}, but {manifests.NAME} says {entry.xxh3_128}")
+        return path
+
+    def _table(self, entry: OutputEntry) -> pa.Table:
+        path = self._compared(entry)
+        try:
+            with pq.ParquetFile(path) as file:
+                if file.metadata.num_rows != entry.rows:
+                    raise ArtefactError(
+                        f"{path} has {file.metadata.num_rows} rows, but {manifests.NAME} says {entry.rows}"
+                    )
+                return file.read()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ArtefactError(f"{path} cannot be read: {error}") from error
