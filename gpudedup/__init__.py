@@ -9,7 +9,7 @@
 
 from importlib.metadata import version
 
-from gpudedup.api import deduplicate
+from gpudedup.api import Run, deduplicate, run
 from gpudedup.errors import (
     ArtefactError,
     DeviceError,
@@ -36,6 +36,8 @@ __all__ = [
     "ParameterError",
     "Params",
     "Result",
+    "Run",
     "Summary",
     "deduplicate",
+    "run",
 ]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
+import msgspec
+
 from gpudedup.engines.local import Budget, run_stages, silent
-from gpudedup.io import open_source
+from gpudedup.errors import ArtefactError, InputError, ParameterError
+from gpudedup.io import open_paths, open_source
 from gpudedup.params import Params, make_params
-from gpudedup.result import Result
+from gpudedup.result import Result, Summary
 from gpudedup.stages.sign import Progress, columns_needed
+from gpudedup.store import run_directory as store
+from gpudedup.store.run_directory import RunDirectory
 
 
 def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Result:
@@ -34,6 +42,57 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
     """
     params = make_params(options)
     return Result(run_stages(_open(data, params), params, progress=progress))
+
+
+def run(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    output: str = "kept",
+    engine: str = "local",
+    progress: Progress = silent,
+    **options: Any,
+) -> Run:
+    """Deduplicate files into a directory: removed/, kept/ (or keep_mask/) and manifest.json.
+
+    inputs: paths, globs and directories of Parquet or JSONL files (plain, .gz, .zst). out: a new or empty directory;
+    whatever ends the run early, nothing half-written stays in it. output: "kept" writes the input without removals,
+    with the same relative file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
+    Options are those of `deduplicate`.
+
+    Raises what `deduplicate` does, and OutputError if ``out`` is taken or cannot be written.
+    """
+    if engine != "local":
+        raise ParameterError(f'engine must be "local", got {engine!r}')
+    params = make_params(options)
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    paths = [os.fspath(path) for path in given]
+    if not paths:
+        raise InputError("no input was given; name at least one file, glob or directory")
+    budget = Budget.of(params)
+    source = open_paths(
+        paths,
+        text_column=params.text_column,
+        columns=columns_needed(params),
+        memory_bytes=budget.memory_bytes,
+        tmp=budget.tmp,
+        on_error=params.on_error,
+    )
+    with closing(source), RunDirectory.create(out, [s.name for s in source.shards], paths, output) as directory:
+        result = Result(run_stages(source, params, progress=progress))
+        result.write(directory, progress)
+    return Run.open(out)
+
+
+class Run(store.Run):
+    """A finished run directory: ``removed``, ``kept`` (or ``keep_mask``), ``manifest``, ``summary()``."""
+
+    def summary(self) -> Summary:
+        """The summary that the run ended with. Raises ArtefactError if the manifest holds none that can be read."""
+        try:
+            return Summary.from_manifest(self.manifest)
+        except (msgspec.ValidationError, ParameterError, ArithmeticError, ValueError) as error:
+            raise ArtefactError(f"{self.path}: the summary in the manifest is damaged: {error}") from error
 
 
 def _open(data: Any, params: Params) -> Any:

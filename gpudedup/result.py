@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import asdict
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.engines.local import Outcome, decide_again
-from gpudedup.params import SPEC, Params
-from gpudedup.stages.apply import all_removals, kept_batches
+from gpudedup.engines.local import Outcome, decide_again, silent
+from gpudedup.machine import description
+from gpudedup.params import SPEC, Banding, Params
+from gpudedup.stages.apply import all_removals, kept_batches, write_all
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR
+from gpudedup.stages.sign import Progress
+from gpudedup.store.manifest import InputEntry, Manifest, SkippedEntry
+from gpudedup.store.run_directory import RunDirectory
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +57,22 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def asdict(self) -> dict[str, Any]:
         built: dict[str, Any] = msgspec.to_builtins(self)
         return built
+
+    def for_manifest(self) -> dict[str, Any]:
+        """The same by the manifest's names: what is a whole number and no part of the plan is a count."""
+        values = self.asdict()
+        plan = {name: values[name] for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")}
+        counts = {name: value for name, value in values.items() if type(value) is int and name not in plan}
+        return {**plan, "counts": counts, "parameters": values["parameters"]}
+
+    @classmethod
+    def from_manifest(cls, manifest: Manifest) -> Summary:
+        """Raises msgspec.ValidationError or ParameterError if the manifest lacks something or it has a wrong type."""
+        parameters = msgspec.convert(manifest.parameters, Params)
+        plan = {name: getattr(manifest, name) for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")}
+        curve = Banding(manifest.bands, manifest.rows).s_curve(parameters.threshold)
+        values = {**plan, **manifest.counts, "threshold": parameters.threshold, "s_curve": curve}
+        return msgspec.convert({**values, "parameters": manifest.parameters}, cls)
 
 
 class Result:
@@ -141,6 +164,35 @@ class Result:
             seconds={name: round(value, 6) for name, value in outcome.seconds.of.items()},
             parameters=outcome.params,
         )
+
+    def write(self, directory: RunDirectory, progress: Progress = silent) -> None:
+        """Fill a run directory and finish it."""
+        outcome = self._outcome
+        signed, shards = outcome.signed, outcome.source.shards
+        with outcome.seconds.stage("apply"):
+            progress("apply", signed.rows, signed.text_bytes)
+            write_all(directory, outcome.source, signed, outcome.decided, self.removed, outcome.backend.workers)
+        rows = np.diff(signed.shard_first).tolist()
+        directory.finish(
+            version=version("gpudedup"),
+            **self.summary().for_manifest(),
+            inputs=[
+                InputEntry(path=shard.name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=count)
+                for shard, count in zip(shards, rows, strict=True)
+                if (mark := shard.fingerprint) is not None
+            ],
+            skipped=[SkippedEntry(**asdict(entry)) for entry in outcome.source.skipped],
+            machine=description(),
+        )
+
+    def save(self, out: str | os.PathLike[str], *, output: str = "kept") -> None:
+        """Write a run directory, as `gpudedup.run` does. Data in memory is written as one Parquet file.
+
+        Raises OutputError if ``out`` is taken or cannot be written.
+        """
+        names = [shard.name for shard in self._outcome.source.shards]
+        with RunDirectory.create(out, names, [name for name in names if name], output) as directory:
+            self.write(directory)
 
     def __repr__(self) -> str:
         s = self.summary()

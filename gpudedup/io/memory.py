@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from gpudedup.backends.cpu import is_tokens
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, bounded_slices, is_text, merge, say, take
 from gpudedup.io.parquet import column_of
@@ -207,7 +208,7 @@ class MemorySource:
             for column in (text_column, *columns):
                 self.column_type(column)
             kind = self.column_type(text_column)
-            if not is_text(kind):
+            if not (is_text(kind) or is_tokens(kind)):
                 raise InputError(f"text column {text_column!r} has type {kind}; it must be a string or binary type")
         except InputError:
             self.close()

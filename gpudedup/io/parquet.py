@@ -431,7 +431,7 @@ class ParquetSource:
             self.column_type(column)
         for shard in self.shards:
             kind = shard.schema.field(text_column).type
-            if not is_text(kind):
+            if not (is_text(kind) or is_tokens(kind)):
                 raise InputError(
                     f"{shard.name}: text column {text_column!r} has type {kind}; it must be a string or binary type"
                 )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.backends.base import I64
-from gpudedup.io.source import Source
+from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
 from gpudedup.stages.sign import Signed
+from gpudedup.store.run_directory import RunDirectory
 
 
 def removed_table(
@@ -64,3 +66,30 @@ def _names(shard_names: list[str], shard: I64, null: npt.NDArray[np.bool_] | Non
     if not len(shard):
         return pa.array([], pa.string())
     return pa.array(shard_names, pa.string()).take(pa.array(shard, pa.int64(), mask=null))
+
+
+def write_shard(directory: RunDirectory, shard: Shard, removed: pa.Table, keep: npt.NDArray[np.bool_]) -> None:
+    """Write one shard's removals, and what is kept of it or its mask. Raises OutputError, and InputError from reading."""
+    directory.write_removed(shard.name, removed)
+    if directory.output == "kept":
+        directory.write_kept(shard.name, lambda path: shard.write_kept(keep, path), rows=int(keep.sum()))
+    elif directory.output == "mask":
+        directory.write_mask(shard.name, keep)
+
+
+def write_all(
+    directory: RunDirectory, source: Source, signed: Signed, decided: Decided, removed: pa.Table, workers: int
+) -> None:
+    """Write all shards, several at a time; one that fails ends the others after the shards that they are at."""
+    cuts = np.searchsorted(decided.removed, signed.shard_first)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="gpudedup-apply")
+    try:
+        jobs = []
+        for number, shard in enumerate(source.shards):
+            first, last = signed.shard_first[number : number + 2]
+            part = removed.slice(cuts[number], cuts[number + 1] - cuts[number])
+            jobs.append(pool.submit(write_shard, directory, shard, part, decided.keep[first:last]))
+        for job in jobs:
+            job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

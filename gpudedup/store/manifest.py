@@ -70,6 +70,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     inputs: list[InputEntry]
     outputs: list[OutputEntry]
     skipped: list[SkippedEntry]
+    device: str = ""
+    device_reason: str = ""
     machine: Machine | None = None
 
 

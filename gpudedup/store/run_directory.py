@@ -161,6 +161,8 @@ class RunDirectory:
         seconds: dict[str, float],
         inputs: Sequence[InputEntry],
         skipped: Sequence[SkippedEntry] = (),
+        device: str = "",
+        device_reason: str = "",
         machine: Any = None,
     ) -> Manifest:
         """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
@@ -179,6 +181,8 @@ class RunDirectory:
             inputs=list(inputs),
             outputs=sorted(self._outputs, key=self._place),
             skipped=list(skipped),
+            device=device,
+            device_reason=device_reason,
             machine=machine,
         )
         with output_errors(self.path):
