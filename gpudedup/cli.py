@@ -1,0 +1,632 @@
+"""The command line: run, info, explain. Messages on stderr, data and --json on stdout.
+
+Whatever is slow to import is imported inside the commands. Exit codes: 0 done; 1 failed; 2 usage or bad parameters;
+3 input; 4 artefacts; 5 device; 130 and 143 stopped by SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from gpudedup.api import Run
+    from gpudedup.explain import Document, Explanation
+    from gpudedup.params import Params
+
+EXAMPLE_PAIRS = 3
+"""Near-duplicates that `run` shows."""
+
+SKIPS_LISTED = 10
+REMOVALS_LISTED = 20
+
+app = typer.Typer(
+    help="Find near-copies in text corpora, remove them, and prove each removal.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM: unwinds the stack, so that everything unfinished is cleaned up."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def main() -> NoReturn:
+    """Entry point of the `gpudedup` command."""
+    from gpudedup.display import harmless_streams
+
+    harmless_streams()
+    with answering():
+        app(prog_name="gpudedup")
+    raise AssertionError("typer ends the process")  # pragma: no cover
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # the clean-up that now begins is not to be stopped half-way
+        signal.signal(number, signal.SIG_IGN)
+    raise Stopped(signum)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Errors and signals become one line on stderr and an exit code."""
+    from gpudedup.errors import GpudedupError
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except Stopped as stopped:
+        _say(f"stopped by {signal.Signals(stopped.signum).name}; what was unfinished has been removed")
+        sys.exit(128 + stopped.signum)
+    except GpudedupError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        sys.exit(1)
+    except MemoryError:
+        _say("out of memory; lower memory= or workers=")
+        sys.exit(1)
+    except OSError as error:
+        _say(str(error))
+        sys.exit(1)
+
+
+def _say(message: str) -> None:
+    from gpudedup.display import visible
+
+    print(f"gpudedup: {visible(message)}", file=sys.stderr)
+
+
+def _print_json(value: Any) -> None:
+    """ASCII only: no character of the corpus reaches a terminal as it is, and any locale can carry it."""
+    print(json.dumps(value, indent=2, default=str).replace("\x7f", "\\u007f"))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import gpudedup
+        from gpudedup.params import SPEC
+
+        print(f"gpudedup {gpudedup.__version__} (spec {SPEC})")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """The options before a command."""
+
+
+DOCUMENTS, SIMILAR, STAY, OUTPUT, MACHINE = (
+    "What is a document",
+    "What is similar",
+    "Who stays",
+    "Input and output",
+    "Machine",
+)
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON (ASCII) on stdout instead of text.", rich_help_panel=OUTPUT)
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Documents at least this similar (Jaccard index of their shingles) are copies. 0.8 is a page with some "
+        "sentences changed; 0.9 is careful; 0.6 takes templates and rewritten pages too.",
+        show_default="0.8",
+        metavar="T",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Recall = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the pairs at the threshold that must be compared; pairs above it are found more often. More "
+        "costs time.",
+        show_default="0.95",
+        metavar="R",
+        rich_help_panel=SIMILAR,
+    ),
+]
+NumPerm = Annotated[
+    int | None,
+    typer.Option(
+        help="Lanes of a signature. More allow a sharper choice of candidates, at 4 bytes a document each.",
+        show_default="128",
+        metavar="K",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Bands = Annotated[
+    int | None,
+    typer.Option(
+        help="Bands, given together with --rows instead of --recall.",
+        show_default="from threshold and recall",
+        metavar="B",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Rows = Annotated[
+    int | None,
+    typer.Option(
+        help="Lanes a band; more find fewer pairs.",
+        show_default="from threshold and recall",
+        metavar="R",
+        rich_help_panel=SIMILAR,
+    ),
+]
+
+
+@app.command(no_args_is_help=True)
+def run(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Parquet or JSONL (.gz, .zst) files, directories of them, or globs. The order given is input order.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="RUN",
+            help="Directory for the results; new, or empty.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            help="Besides the table of removals: the kept documents as files like the input, a mask (true: keep) for "
+            "each file, or nothing.",
+            show_default="kept",
+            metavar="kept|mask|none",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    on_error: Annotated[
+        str | None,
+        typer.Option(
+            help="What to do about input that cannot be read: stop, or leave it out, count it and list it.",
+            show_default="fail",
+            metavar="fail|skip",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parameters under the same names (with _), e.g. text_column = 'body'. Options given here win.",
+            metavar="FILE.toml",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    as_json: Json = False,
+    text_column: Annotated[
+        str | None,
+        typer.Option(
+            help="The column with the documents.", show_default="text", metavar="COL", rich_help_panel=DOCUMENTS
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            help="A column to name documents by in the results; never decides anything.",
+            show_default="none",
+            metavar="COL",
+            rich_help_panel=DOCUMENTS,
+        ),
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            help="What does not count as a difference: full (case, width, marks, compatibility forms, traditional "
+            "against simplified Chinese), case, or none.",
+            show_default="full",
+            metavar="full|case|none",
+            rich_help_panel=DOCUMENTS,
+        ),
+    ] = None,
+    drop_empty: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop-empty/--keep-empty",
+            help="Remove documents without a single word (they match nothing and stay otherwise).",
+            show_default="keep",
+            rich_help_panel=DOCUMENTS,
+        ),
+    ] = None,
+    threshold: Threshold = None,
+    recall: Recall = None,
+    shingle: Annotated[
+        str | None,
+        typer.Option(
+            help="What is compared: n consecutive words (a Chinese or Japanese character counts as one), characters, "
+            "or tokens of a list<int> column. Smaller n for short texts; char:n for noisy ones.",
+            show_default="word:5",
+            metavar="KIND:N",
+            rich_help_panel=SIMILAR,
+        ),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        typer.Option(
+            help="How candidates are compared: by their shingles (exact), by their signatures (an estimate, without a "
+            "second read of the text), or not at all (every candidate counts as similar).",
+            show_default="exact",
+            metavar="exact|signature|none",
+            rich_help_panel=SIMILAR,
+        ),
+    ] = None,
+    num_perm: NumPerm = None,
+    bands: Bands = None,
+    rows: Rows = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Another seed draws other signatures; one seed always gives the same result.",
+            show_default="0",
+            metavar="N",
+            rich_help_panel=SIMILAR,
+        ),
+    ] = None,
+    bucket_window: Annotated[
+        int | None,
+        typer.Option(
+            help="In a bucket of more than 2W+1 documents each meets the first W and the W just before it. The summary "
+            "counts such buckets; raise W if they matter.",
+            show_default="64",
+            metavar="W",
+            rich_help_panel=SIMILAR,
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of two copies is better: first in the input, longest, max:COL or min:COL (a score, a date), or "
+            "sources:COL=a,b,c (a before b before c before others).",
+            show_default="first",
+            metavar="RULE",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare only documents of equal value in this column, e.g. each crawl by itself.",
+            show_default="none",
+            metavar="COL",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
+    across: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare only documents of different value in this column, e.g. test against training.",
+            show_default="none",
+            metavar="COL",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
+    clustering: Annotated[
+        str | None,
+        typer.Option(
+            help="keepers: every removed document is similar to its keeper. components: chains of similar documents "
+            "collapse to one, as in other tools.",
+            show_default="keepers",
+            metavar="keepers|components",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to compute. This version has the CPU only.",
+            show_default="auto",
+            metavar="auto|cpu",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What drives the stages: local is one process with native threads.",
+            show_default="local",
+            metavar="local",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Threads. They never change the result.",
+            show_default="the cores that this process may use",
+            metavar="N",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes for shingle sets and readers, e.g. 4GB; more goes to --tmp. Signatures come on top.",
+            show_default="half of what is free",
+            metavar="SIZE",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    tmp: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for what does not fit in memory.",
+            show_default="the system's",
+            metavar="DIR",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+) -> None:
+    """Deduplicate INPUT: write the kept documents, the removals with their proofs, and a manifest to RUN."""
+    own = ("inputs", "out", "config", "as_json")
+    given = {name: value for name, value in context.params.items() if name not in own and value is not None}
+    options = {**(_read_config(config) if config else {}), **given}
+
+    import gpudedup
+
+    with _progress() as progress:
+        done = gpudedup.run(inputs, out, progress=progress, **options)
+    if as_json:
+        _print_json({"run": str(done.path), **done.summary().asdict()})
+    else:
+        _show_run(done)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Parameters from a TOML file. Raises ParameterError for what cannot be read and for unknown names."""
+    import tomllib
+
+    from gpudedup.errors import ParameterError
+    from gpudedup.params import Params
+
+    known = [name for name in (*Params.__struct_fields__, "engine", "output") if name != "keep_sets"]
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"cannot read --config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError(f"--config {path} is not TOML: {error}") from error
+    for name in values:
+        if name not in known:
+            raise ParameterError(f"--config {path} has an unknown key {name!r}; known are {', '.join(known)}")
+    return values
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A line on stderr while it is a terminal; else nothing."""
+    if not sys.stderr.isatty():
+        yield lambda stage, documents, text_bytes: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from gpudedup.display import console
+
+    columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(stage: str, documents: int, text_bytes: int) -> None:
+            size = f", {text_bytes / 1e6:,.0f} MB" if text_bytes else ""
+            bar.update(task, description=f"{stage}: {documents:,} documents{size}")
+
+        yield show
+
+
+def _show_run(done: Run) -> None:
+    from rich.text import Text
+
+    from gpudedup.display import console, facts, one_line, side_by_side, summary_rows
+    from gpudedup.explain import example_pairs
+
+    out = console(sys.stdout)
+    summary = done.summary()
+    out.print(facts(summary_rows(summary)))
+    pairs = example_pairs(done, EXAMPLE_PAIRS)
+    if pairs:
+        out.print(Text("\nSome near-copies, around their first difference:"))
+    for pair in pairs:
+        assert pair.keeper is not None
+        left, right = pair.document, pair.keeper
+        out.print(Text(f"\nsimilarity {pair.similarity:.3f}", style="bold"))
+        out.print(facts([("removed", one_line(_name(left))), ("keeper", one_line(_name(right)))]))
+        out.print(side_by_side(left.text or "", right.text or "", width=out.width, titles=("removed", "keeper")))
+    out.print()
+    out.print(facts([(name, one_line(value)) for name, value in _outputs(done, pairs)]))
+
+
+def _name(document: Document) -> str:
+    name = f"{document.shard}:{document.row}"
+    return name if document.id is None else f"{name}  (id {document.id})"
+
+
+def _outputs(done: Run, pairs: list[Explanation]) -> Iterator[tuple[str, str]]:
+    """What the run wrote and where; how to ask about one removal."""
+    kept = done.kept
+    if kept:
+        size = sum(path.stat().st_size for path in kept)
+        yield "kept", f"{done.path / 'kept'}  ({len(kept):,} files, {size / 1e6:,.1f} MB)"
+    yield "removals", f"{done.path / 'removed'}  (which row, which keeper, why, how similar)"
+    yield "manifest", f"{done.path / 'manifest.json'}"
+    if pairs:
+        yield "ask why", f"gpudedup explain {done.path} {pairs[0].document.shard}:{pairs[0].document.row}"
+
+
+@app.command()
+def info(
+    as_json: Json = False,
+    threshold: Threshold = None,
+    recall: Recall = None,
+    num_perm: NumPerm = None,
+    bands: Bands = None,
+    rows: Rows = None,
+) -> None:
+    """Show version, CPU tier, workers, memory, and the bands that a threshold and a recall lead to."""
+    import platform
+
+    import numpy
+    import pyarrow
+
+    import gpudedup
+    from gpudedup import _cpu
+    from gpudedup.backends import select_backend
+    from gpudedup.machine import default_memory_bytes
+    from gpudedup.params import SPEC, make_params
+
+    given = {"threshold": threshold, "recall": recall, "num_perm": num_perm, "bands": bands, "rows": rows}
+    params = make_params({name: value for name, value in given.items() if value is not None})
+    backend = select_backend(params)
+    chosen = params.banding
+    facts_of = {
+        "version": gpudedup.__version__,
+        "spec": SPEC,
+        "device": backend.name,
+        "device_reason": backend.reason,
+        "cpu_tiers": _cpu.available_tiers().split(),
+        "workers": backend.workers,
+        "memory_bytes": default_memory_bytes(),
+        "python": platform.python_version(),
+        "numpy": numpy.__version__,
+        "pyarrow": pyarrow.__version__,
+        "threshold": params.threshold,
+        "recall": params.recall,
+        "num_perm": params.num_perm,
+        "bands": chosen.bands,
+        "rows": chosen.rows,
+        "s_curve": chosen.s_curve(params.threshold),
+    }
+    if as_json:
+        _print_json(facts_of)
+    else:
+        _show_info(facts_of, params)
+
+
+def _show_info(facts_of: dict[str, Any], params: Params) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpudedup.display import console, facts
+
+    given = params.bands is not None
+    promise = "bands and rows as given" if given else f"for recall {params.recall:g} at threshold {params.threshold:g}"
+    out = console(sys.stdout)
+    out.print(
+        facts(
+            [
+                ("gpudedup", f"{facts_of['version']}, spec {facts_of['spec']}"),
+                ("device", f"{facts_of['device']}; {facts_of['device_reason']}"),
+                ("CPU tiers", f"{' '.join(facts_of['cpu_tiers'])} (GPUDEDUP_CPU forces one)"),
+                ("workers", f"{facts_of['workers']}"),
+                ("memory", f"{facts_of['memory_bytes'] / 1e9:.1f} GB unless --memory says otherwise"),
+                ("python", f"{facts_of['python']}, numpy {facts_of['numpy']}, pyarrow {facts_of['pyarrow']}"),
+                ("bands x rows", f"{facts_of['bands']} x {facts_of['rows']} of {params.num_perm} lanes, {promise}"),
+            ]
+        )
+    )
+    table = Table(title=None)
+    table.add_column("similarity", justify="right")
+    table.add_column("chance to be compared", justify="right")
+    for similarity, chance in facts_of["s_curve"]:
+        at = abs(similarity - params.threshold) < 1e-9
+        table.add_row(Text(f"{similarity:.2f}"), Text(f"{chance:.4f}"), style="bold" if at else "")
+    out.print(table)
+
+
+@app.command(no_args_is_help=True)
+def explain(
+    path: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    document: Annotated[
+        str,
+        typer.Argument(
+            metavar="ROW|ID",
+            help="SHARD:ROW, ROW alone if the run has one shard, or an id. row=N and id=X say which is meant.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell why a document was removed, for which keeper, and how the two differ; or for whom it was kept."""
+    import gpudedup
+    from gpudedup.explain import explain as explain_document
+
+    explanation = explain_document(gpudedup.Run.open(path), document)
+    if as_json:
+        _print_json(explanation.asdict())
+    else:
+        _show_explanation(explanation)
+
+
+def _show_explanation(explanation: Explanation) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from gpudedup.display import console, diff_text, excerpt, facts, one_line, visible, word_diff
+
+    out = console(sys.stdout)
+    document, keeper = explanation.document, explanation.keeper
+    rows = [("document", one_line(_name(document))), ("status", explanation.status)]
+    if explanation.reason is not None:
+        rows.append(("reason", explanation.reason))
+    if keeper is not None:
+        rows.append(("keeper", one_line(_name(keeper))))
+    if explanation.similarity is not None:
+        rows.append(("similarity", f"{explanation.similarity:.6g} (threshold {explanation.threshold:g})"))
+    rows.append(("because", visible(explanation.rule)))
+    if explanation.note:
+        rows.append(("note", one_line(explanation.note)))
+    out.print(facts(rows))
+    if explanation.removed_for_it:
+        table = Table()
+        for title in ("removed for it", "reason", "similarity"):
+            table.add_column(title, overflow="fold")
+        for removal in explanation.removed_for_it[:REMOVALS_LISTED]:
+            similarity = "" if removal.similarity is None else f"{removal.similarity:.3f}"
+            table.add_row(Text(one_line(_name(removal.document))), Text(removal.reason), Text(similarity))
+        out.print(table)
+        rest = len(explanation.removed_for_it) - REMOVALS_LISTED
+        if rest > 0:
+            out.print(Text(f"... and {rest:,} more; --json lists all"))
+    if document.text is None:
+        return
+    out.print()
+    if keeper is not None and keeper.text is not None:
+        out.print(Text("[-only in the removed document-] {+only in its keeper+}", style="bold"))
+        out.print(diff_text(word_diff(document.text, keeper.text)))
+    else:
+        out.print(Text(visible(excerpt(document.text, 0, 600))))

@@ -1,0 +1,249 @@
+"""Text for a terminal: corpus text made harmless, summaries, similar documents side by side, word diffs.
+
+Corpus text is hostile until shown otherwise. It reaches a terminal through `visible` only, and as `rich.text.Text`, in
+which no markup is interpreted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from gpudedup.result import Summary
+
+SIDE_BY_SIDE_COLUMNS = 72
+"""A narrower terminal shows two texts one below the other."""
+
+MAX_DIFF_WORDS = 3000
+"""Longer differences are shown as removed and added as a whole: the time of a word diff grows with their product."""
+
+REMOVED_STYLE, KEEPER_STYLE = "red", "green"
+
+# Control, format (bidirectional, zero-width, tags), surrogate, private, unassigned; line and paragraph separator.
+_HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_WORD = re.compile(
+    # Kana and Han one by one, other runs of letters, marks and digits whole, each with what separates it from the next.
+    r"(?:[\u2E80-\u2FDF\u3005-\u3007\u3021-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFD]"
+    r"|[^\W\u2E80-\u2FDF\u3005-\u3007\u3021-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFD]+)"
+    r"\W*|\W+"
+)
+
+
+def console(file: TextIO) -> Console:
+    """A console that interprets nothing in what it prints; colours only on a terminal and without NO_COLOR."""
+    return Console(file=file, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def visible(text: str) -> str:
+    """``text`` with every character that could steer a terminal or hide in it written out, as in ``<U+202E>``.
+
+    Line feeds stay, CR LF becomes LF, a tab one blank.
+    """
+    text = text.replace("\r\n", "\n").replace("\t", " ")
+    if text.isascii() and text.replace("\n", " ").isprintable():
+        return text
+    return "".join(character if _is_plain(character) else f"<U+{ord(character):04X}>" for character in text)
+
+
+def _is_plain(character: str) -> bool:
+    return character == "\n" or unicodedata.category(character) not in _HIDDEN_CATEGORIES
+
+
+def one_line(text: str) -> str:
+    """``text`` made visible, on one line."""
+    return " ".join(visible(text).split())
+
+
+def words(text: str) -> list[str]:
+    """``text`` cut into words, each with the blanks and punctuation after it; nothing is lost."""
+    return _WORD.findall(text)
+
+
+def _folded(word: str) -> str:
+    """What a reader takes two words to be equal by: roughly the units of docs/spec.md, for display only."""
+    return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
+
+
+def first_difference(left: str, right: str) -> tuple[int, int]:
+    """Where two texts begin to differ as words: (offset in left, offset in right); (0, 0) if they never do."""
+    left_at = right_at = 0
+    for left_word, right_word in zip(words(left), words(right), strict=False):
+        if _folded(left_word) != _folded(right_word):
+            return left_at, right_at
+        left_at += len(left_word)
+        right_at += len(right_word)
+    if left_at < len(left) or right_at < len(right):
+        return left_at, right_at
+    return 0, 0
+
+
+def excerpt(text: str, center: int, length: int) -> str:
+    """At most ``length`` characters of ``text`` around ``center``, cut at words, with ``...`` where it was cut."""
+    first = max(0, center - length // 3)
+    last = min(len(text), first + length)
+    if first > 0:
+        blank = text.find(" ", first, min(first + 20, center))
+        first = blank + 1 if blank >= 0 else first
+    return ("... " if first else "") + text[first:last].strip() + (" ..." if last < len(text) else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A stretch of a word diff: equal on both sides (then ``removed == keeper`` but for blanks and case), or not."""
+
+    equal: bool
+    removed: str
+    keeper: str
+
+
+def word_diff(removed: str, keeper: str) -> list[Change]:
+    """Stretches that turn one text into the other: by paragraphs, then by words in paragraphs that differ."""
+    changes: list[Change] = []
+    removed_lines, keeper_lines = (re.findall(r"[^\n]*\n+|[^\n]+", text) for text in (removed, keeper))
+    for equal, left, right in _aligned(removed_lines, keeper_lines):
+        left_words, right_words = words("".join(left)), words("".join(right))
+        if equal or max(len(left_words), len(right_words)) > MAX_DIFF_WORDS:
+            changes.append(Change(equal, "".join(left), "".join(right)))
+        else:
+            changes += [Change(same, "".join(a), "".join(b)) for same, a, b in _aligned(left_words, right_words)]
+    return changes
+
+
+def _aligned(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[bool, Sequence[str], Sequence[str]]]:
+    matcher = difflib.SequenceMatcher(None, [_folded(x) or x for x in left], [_folded(x) or x for x in right])
+    for tag, a, b, c, d in matcher.get_opcodes():
+        yield tag == "equal", left[a:b], right[c:d]
+
+
+def diff_text(changes: Sequence[Change], *, context: int = 60, most: int = 40) -> Text:
+    """A word diff in one text: ``[-only in the removed one-]``, ``{+only in the keeper+}``, and around them ``context``
+    characters of what both have; after ``most`` differences it says how many more there are."""
+    out = Text()
+    shown = 0
+    for number, change in enumerate(changes):
+        if change.equal:
+            out.append(_shared(visible(change.removed), context, number == 0, number == len(changes) - 1))
+            continue
+        shown += 1
+        if shown > most:
+            rest = sum(not later.equal for later in changes[number:])
+            out.append(f"\n... and {rest} more differences", style="bold")
+            break
+        if change.removed:
+            out.append(f"[-{_long(visible(change.removed))}-]", style=REMOVED_STYLE)
+        if change.keeper:
+            out.append(f"{{+{_long(visible(change.keeper))}+}}", style=KEEPER_STYLE)
+    return out
+
+
+def _shared(text: str, context: int, first: bool, last: bool) -> str:
+    if len(text) <= 2 * context + 5:
+        return text
+    head = "" if first else text[:context]
+    tail = "" if last else text[-context:]
+    return f"{head} ... {tail}"
+
+
+def _long(text: str, most: int = 1200) -> str:
+    return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most} more characters)"
+
+
+def side_by_side(left: str, right: str, *, width: int, titles: tuple[str, str], lines: int = 6) -> Table:
+    """Two texts around their first difference, next to each other if ``width`` allows; differing words in colour."""
+    narrow = width < SIDE_BY_SIDE_COLUMNS
+    column = width - 4 if narrow else (width - 7) // 2
+    left_at, right_at = first_difference(left, right)
+    cells = []
+    for text, at in ((left, left_at), (right, right_at)):
+        # Wide characters take two columns: Chinese gets half as many.
+        around = text[max(0, at - 200) : at + 200]
+        wide = sum(unicodedata.east_asian_width(c) in "WF" for c in around) > len(around) // 3
+        cells.append(one_line(excerpt(text, at, column * lines // (2 if wide else 1))))
+    shown = (Text(), Text())
+    for equal, a, b in _aligned(words(cells[0]), words(cells[1])):
+        shown[0].append("".join(a), style="" if equal else REMOVED_STYLE)
+        shown[1].append("".join(b), style="" if equal else KEEPER_STYLE)
+    table = Table(expand=False, show_lines=narrow)
+    if narrow:
+        table.add_column(width=column, overflow="fold", header=Text(titles[0] + ", below it: " + titles[1]))
+        table.add_row(shown[0])
+        table.add_row(shown[1])
+    else:
+        for title in titles:
+            table.add_column(width=column, overflow="fold", header=Text(title))
+        table.add_row(*shown)
+    return table
+
+
+def facts(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values in two columns without lines."""
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+def s_curve_line(s_curve: Sequence[tuple[float, float]]) -> str:
+    """``0.60:0.400  0.65:0.595 ...``: similarity and the chance to be compared."""
+    return "  ".join(f"{similarity:.2f}:{chance:.3f}" for similarity, chance in s_curve)
+
+
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
+    """A run's summary as names and values."""
+    total = sum(summary.seconds.values())
+    megabytes = summary.text_bytes / 1e6
+    share = f" ({summary.removed / summary.documents:.1%})" if summary.documents else ""
+    compared = {"exact": "shingle sets", "signature": "signatures", "none": "nothing"}[summary.parameters.verify]
+    rows = [
+        ("documents", f"{summary.documents:,} ({megabytes:,.1f} MB of text)"),
+        ("kept", f"{summary.kept:,}"),
+        ("removed", f"{summary.removed:,}{share}, for {summary.clusters:,} keepers"),
+        ("  exact", f"{summary.exact:,} (the same words in the same order)"),
+        ("  near", f"{summary.near:,} (similarity >= {summary.threshold:g}, compared by {compared})"),
+    ]
+    if summary.parameters.drop_empty:
+        rows.append(("  empty", f"{summary.removed_empty:,}"))
+    elif summary.empty:
+        rows.append(("  empty, kept", f"{summary.empty:,}"))
+    if summary.skipped:
+        rows.append(("skipped", f"{summary.skipped:,} rows that could not be read"))
+    bounded = "none"
+    if summary.bounded_buckets:
+        bounded = (
+            f"{summary.bounded_buckets:,} with {summary.bounded_documents:,} documents, the longest "
+            f"{summary.longest_bucket:,}; in them not all pairs were compared (bucket_window)"
+        )
+    rows += [
+        ("bands x rows", f"{summary.bands} x {summary.rows} of {summary.parameters.num_perm} lanes"),
+        ("chance to compare", s_curve_line(summary.s_curve)),
+        ("pairs compared", f"{summary.compared_pairs:,}"),
+        ("bounded buckets", bounded),
+        ("device", f"{summary.device}, {summary.workers} workers; {summary.device_reason}"),
+        ("seconds", "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in summary.seconds.items())),
+        ("in all", f"{total:.2f} s" + (f", {megabytes / total:,.1f} MB/s" if total > 0 else "")),
+    ]
+    return rows
+
+
+def width_of(file: TextIO) -> int:
+    """Columns that ``file`` shows; 80 where that is not known."""
+    return console(file).width
+
+
+def harmless_streams() -> None:
+    """Let stdout and stderr write any character: what their encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -1,0 +1,341 @@
+"""Why a document of a run was removed, or for whom it was kept, with the texts read back from the input."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gpudedup.errors import GpudedupError, InputError, ParameterError
+from gpudedup.params import Params, parse_shingle
+
+if TYPE_CHECKING:
+    from gpudedup.api import Run
+    from gpudedup.io.source import Source
+
+READ_MEMORY_BYTES = 1 << 30
+"""For reading single documents back."""
+
+EXAMPLES_CONSIDERED = 10_000
+
+Place = tuple[str, int]
+"""(shard, row)."""
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """A document of a run. ``text`` is None where the input could not be read back."""
+
+    shard: str
+    row: int
+    id: Any = None
+    text: str | None = None
+
+    @property
+    def place(self) -> Place:
+        return self.shard, self.row
+
+
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
+    """A document that was removed for another."""
+
+    document: Document
+    reason: str
+    similarity: float | None
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run decided about one document, and why. ``status`` is "removed", "kept" or "skipped"."""
+
+    document: Document
+    status: str
+    rule: str
+    """The rule that decided, in words."""
+    threshold: float
+    reason: str | None = None
+    keeper: Document | None = None
+    similarity: float | None = None
+    cluster: int | None = None
+    removed_for_it: list[Removal] = []
+    note: str | None = None
+    """Why texts are missing, if they are."""
+
+    def asdict(self) -> dict[str, Any]:
+        built: dict[str, Any] = msgspec.to_builtins(self, enc_hook=str)
+        return built
+
+
+def explain(run: Run, document: str | int) -> Explanation:
+    """Why ``document`` was removed, or for which documents it was kept.
+
+    document: a row number if the run has one shard, ``SHARD:ROW``, or an id; ``row=N`` and ``id=X`` say which is meant.
+    Reads the texts back from the input; where that is gone or was changed since, ``note`` says so and texts are None.
+    Raises ParameterError if nothing, or more than one document, is meant.
+    """
+    history = _History(run)
+    place = history.find(str(document))
+    found = history.removal_of(place)
+    skipped = found is None and history.is_skipped(place)
+    removed_for_it = [] if found is not None or skipped else history.removed_for(place)
+    texts, note = read_texts(run, [] if skipped else [place, *_keeper_places(found)])
+    params = history.params
+    return Explanation(
+        document=Document(shard=place[0], row=place[1], id=history.id_of(place), text=texts.get(place)),
+        status="skipped" if skipped else "kept" if found is None else "removed",
+        rule=_rule(params, found, skipped=skipped, removed_for_it=len(removed_for_it)),
+        threshold=params.threshold,
+        reason=found["reason"] if found else None,
+        keeper=_keeper(found, texts) if found else None,
+        similarity=found["similarity"] if found else None,
+        cluster=found["cluster"] if found else None,
+        removed_for_it=removed_for_it,
+        note=note,
+    )
+
+
+def _keeper_places(found: dict[str, Any] | None) -> list[Place]:
+    """The place of the keeper, if there is one."""
+    return [] if found is None or found["keeper_shard"] is None else [(found["keeper_shard"], found["keeper_row"])]
+
+
+def _keeper(found: dict[str, Any], texts: dict[Place, str]) -> Document | None:
+    for shard, row in _keeper_places(found):
+        return Document(shard=shard, row=row, id=found.get("keeper_id"), text=texts.get((shard, row)))
+    return None
+
+
+class _History:
+    """What a run left about its documents, looked up by place or id."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._removed = run.removed
+        self._rows = {entry.path: entry.rows for entry in run.manifest.inputs}
+        self.params = run.summary().parameters
+
+    def find(self, given: str) -> Place:
+        """The document that ``given`` means. Raises ParameterError if that is none, or more than one."""
+        kind, equals, value = given.partition("=")
+        if equals and kind in ("row", "id"):
+            found = self._by_row(value) if kind == "row" else self._by_id(value)
+            if not found:
+                raise ParameterError(self._not_found(given))
+            return self._only(found, given)
+        by_row = self._by_row(given)
+        by_id = self._by_id(given)
+        if by_row and by_id and by_row != by_id:
+            raise ParameterError(
+                f"{given!r} is the row of one document and the id of another; write row={given} or id={given}"
+            )
+        if not by_row and not by_id:
+            raise ParameterError(self._not_found(given))
+        return self._only(by_row or by_id, given)
+
+    def _only(self, found: list[Place], given: str) -> Place:
+        if len(found) > 1:
+            places = ", ".join(f"{shard}:{row}" for shard, row in found[:5])
+            raise ParameterError(f"{given!r} is the id of several documents: {places}; name one by SHARD:ROW")
+        return found[0]
+
+    def _not_found(self, given: str) -> str:
+        shards = list(self._rows)
+        if re.fullmatch(r"[0-9]+", given) and len(shards) > 1 and self.params.id_column is None:
+            return f"the run has {len(shards)} shards; write SHARD:ROW, for example {shards[0]}:{given}"
+        shard, colon, row = given.rpartition(":")
+        shard = shard if colon else shards[0] if len(shards) == 1 else ""
+        if shard in self._rows and re.fullmatch(r"(row=)?[0-9]+", row):
+            return f"{shard} has no row {row.removeprefix('row=')}; its rows are 0 to {self._rows[shard] - 1}"
+        ids = f"an id in column {self.params.id_column!r}" if self.params.id_column else "the run has no id_column"
+        names = ", ".join(shards[:3]) + (f" or one of {len(shards) - 3} more" if len(shards) > 3 else "")
+        return f"{given!r} names no document: write SHARD:ROW or a row number ({ids}); a shard is {names}"
+
+    def _by_row(self, given: str) -> list[Place]:
+        shard, colon, row = given.rpartition(":")
+        if not colon and len(self._rows) == 1:
+            (shard,) = self._rows
+        exists = re.fullmatch(r"[0-9]{1,18}", row) and shard in self._rows and int(row) < self._rows[shard]
+        return [(shard, int(row))] if exists else []
+
+    def _by_id(self, given: str) -> list[Place]:
+        """Among the removed and their keepers; if it is none of those, in the input itself."""
+        column = self.params.id_column
+        if column is None:
+            return []
+        found: set[Place] = set()
+        for side in ("", "keeper_"):
+            rows = self._removed.filter(_equals(self._removed[f"{side}id"], given))
+            found |= set(zip(rows[f"{side}shard"].to_pylist(), rows[f"{side}row"].to_pylist(), strict=True))
+        if not found:
+            for shard in self._rows:
+                with contextlib.suppress(GpudedupError), _opened(self._run, shard, column) as source:
+                    for batch in source.shards[0].read([column]):
+                        hits = batch.rows[_equals(batch.columns.column(0), given).to_numpy(zero_copy_only=False)]
+                        found |= {(shard, row) for row in hits.tolist()}
+        return sorted(found)
+
+    def removal_of(self, place: Place) -> dict[str, Any] | None:
+        rows = self._at("", place)
+        return rows.to_pylist()[0] if len(rows) else None
+
+    def removed_for(self, place: Place) -> list[Removal]:
+        """What was removed for a kept document, the most similar first."""
+        removals = [
+            Removal(
+                document=Document(shard=row["shard"], row=row["row"], id=row.get("id")),
+                reason=row["reason"],
+                similarity=row["similarity"],
+            )
+            for row in self._at("keeper_", place).to_pylist()
+        ]
+        return sorted(removals, key=lambda removal: -(removal.similarity or 0.0))
+
+    def _at(self, side: str, place: Place) -> pa.Table:
+        removed = self._removed
+        return removed.filter(
+            pc.and_(pc.equal(removed[f"{side}shard"], place[0]), pc.equal(removed[f"{side}row"], place[1]))
+        )
+
+    def is_skipped(self, place: Place) -> bool:
+        for entry in self._run.manifest.skipped:
+            first = entry.first_row
+            if entry.shard == place[0] and (first is None or first <= place[1] < first + entry.count):
+                return True
+        return False
+
+    def id_of(self, place: Place) -> Any:
+        """The id of a document that has one, from the table of removals if it is there."""
+        column = self.params.id_column
+        if column is None:
+            return None
+        for side in ("", "keeper_"):
+            rows = self._at(side, place)
+            if len(rows):
+                return rows[f"{side}id"][0].as_py()
+        with contextlib.suppress(GpudedupError), _opened(self._run, place[0], column) as source:
+            for batch in source.shards[0].read([column], np.array([place[1]], np.int64)):
+                return batch.columns.column(0)[0].as_py()
+        return None
+
+
+def _equals(column: pa.ChunkedArray | pa.Array, given: str) -> pa.ChunkedArray | pa.Array:
+    """Where a column of any type is written like ``given``; null is nowhere."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.fill_null(pc.equal(column, pa.scalar(given.encode(), kind)), False)
+    try:
+        return pc.fill_null(pc.equal(column.cast(pa.string()), given), False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return pa.array([str(value) == given for value in column.to_pylist()], pa.bool_())
+
+
+def example_pairs(run: Run, count: int) -> list[Explanation]:
+    """Up to ``count`` near-copies that show what was removed: of different clusters, the least similar first.
+
+    Always the same ones for the same run. They lie near the start of their shards, so reading them back is cheap.
+    """
+    removed = run.removed
+    near = removed.filter(pc.and_(pc.equal(removed["reason"], "near"), pc.less(removed["similarity"], 1.0)))
+    if not len(near):
+        return []
+    depth = np.maximum(near["row"].to_numpy(), near["keeper_row"].to_numpy())
+    order = np.argsort(depth, kind="stable")[:EXAMPLES_CONSIDERED]
+    _, first = np.unique(near["cluster"].to_numpy()[order], return_index=True)
+    order = order[np.sort(first)]
+    order = order[np.argsort(near["similarity"].to_numpy()[order], kind="stable")]
+    chosen = np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))
+    pairs = near.take(order[chosen]).to_pylist()
+    places = [(pair[f"{side}shard"], pair[f"{side}row"]) for pair in pairs for side in ("", "keeper_")]
+    texts, note = read_texts(run, places)
+    params = run.summary().parameters
+    return [
+        Explanation(
+            document=Document(shard=p["shard"], row=p["row"], id=p.get("id"), text=texts.get((p["shard"], p["row"]))),
+            status="removed",
+            rule=_rule(params, p, skipped=False, removed_for_it=0),
+            threshold=params.threshold,
+            reason=p["reason"],
+            keeper=_keeper(p, texts),
+            similarity=p["similarity"],
+            cluster=p["cluster"],
+            note=note,
+        )
+        for p in pairs
+    ]
+
+
+def _rule(params: Params, found: dict[str, Any] | None, *, skipped: bool, removed_for_it: int) -> str:
+    if skipped:
+        return 'the row could not be read and was left out (on_error="skip"); manifest.json says why'
+    if found is None:
+        others = f"; {removed_for_it} were removed for it" if removed_for_it else " and no other was removed for it"
+        return f"no kept candidate of better rank (keep={params.keep}) is similar to it{others}"
+    if found["reason"] == "empty":
+        return "it has no words at all, and drop_empty was asked for"
+    if found["reason"] == "exact":
+        return (
+            f"both have the same words in the same order (fold={params.fold}); its keeper ranks better ({params.keep})"
+        )
+    if params.clustering == "components":
+        return "a chain of similar documents leads to its keeper, the best-ranked of the chain (clustering=components)"
+    unit, n = parse_shingle(params.shingle)
+    what = {
+        "exact": f"the share of distinct shingles ({unit}:{n}) of either that both have reaches the threshold",
+        "signature": f"the share of equal lanes, of {params.num_perm}, reaches the threshold",
+        "none": f"they share a bucket, which counts as similar with verify=none ({params.banding.rows} equal lanes)",
+    }[params.verify]
+    return f"{what}, and its keeper is kept and ranks better (keep={params.keep})"
+
+
+def read_texts(run: Run, places: list[Place]) -> tuple[dict[Place, str], str | None]:
+    """The texts at ``places``, read back from the input, and why some are missing (None if none is)."""
+    column = run.summary().parameters.text_column
+    texts: dict[Place, str] = {}
+    note = None
+    for shard in dict.fromkeys(shard for shard, _ in places):
+        rows = np.array(sorted({row for other, row in places if other == shard}), np.int64)
+        try:
+            with _opened(run, shard, column) as source:
+                for batch in source.shards[0].read([column], rows):
+                    values = batch.columns.column(0).to_pylist()
+                    texts |= {(shard, row): _as_text(v) for row, v in zip(batch.rows.tolist(), values, strict=True)}
+        except GpudedupError as error:
+            note = f"texts are missing: {error}"
+    return texts, note
+
+
+@contextlib.contextmanager
+def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
+    """One shard of the run's input. Raises InputError if it is gone, cannot be read, or is not what the run read."""
+    from gpudedup.io import open_paths
+
+    params = run.summary().parameters
+    source = open_paths(
+        [shard],
+        text_column=params.text_column,
+        columns=[column],
+        memory_bytes=READ_MEMORY_BYTES,
+        on_error=params.on_error,
+    )
+    try:
+        now = source.shards[0].fingerprint
+        (then,) = (entry for entry in run.manifest.inputs if entry.path == shard)
+        if now is None or (now.size_bytes, now.mtime_ns) != (then.size_bytes, then.mtime_ns):
+            raise InputError(f"{shard} was changed after the run")
+        yield source
+    finally:
+        source.close()
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
