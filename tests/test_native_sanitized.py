@@ -1,0 +1,199 @@
+"""The extension at its edges: text that ends where its memory ends, bad arguments, sets that spill, many threads.
+
+An ordinary run finds crashes and differences; under the address and undefined-behaviour sanitizers (`.ci/run`, step
+`sanitizers`) the same tests find reads and writes out of bounds. Expected values come from another number of workers,
+another cut of the input, or Python's own sets.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpudedup import _cpu
+
+PIECES = [
+    *(
+        text.encode()
+        for text in ("word ", "a", " ", "\n\n", "0123456789", "_", "-", "é", "中文沒有空格", "ﷺ", "가힣", "ｶﾞ")
+    ),
+    *(
+        text.encode()
+        for text in ("\u200b", "\u0301", "\U0001f600", "\U00020000", "x" * 63, "x" * 64, "x" * 65, "é" * 64)
+    ),
+    *(b"\x00", b"\xff", b"\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\x80" * 9),
+]
+SIZES = [0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64, 65, 127, 8184, 8191, 8192, 8193, 8200, 16384, 20000]
+
+
+def random_bytes(generator: random.Random, size: int) -> bytes:
+    text = b"".join(generator.choice(PIECES) for _ in range(size // 4 + 1))
+    while len(text) < size:
+        text += text
+    return text[:size]  # cut anywhere, inside characters too
+
+
+def sign(documents: list[bytes], *, workers: int = 1, **options: Any) -> tuple[np.ndarray, ...]:
+    """One allocation of exactly the bytes of all documents, so that a sanitizer sees one byte too many."""
+    text = np.frombuffer(b"".join(documents), np.uint8).copy()
+    offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
+    settings = {"unit": "word", "n": 5, "fold": "full", "num_perm": 16, "seed": 3, **options}
+    signed = _cpu.Signer(**settings).sign(text, offsets, keep_hashes=True, workers=workers)
+    assert signed[3] is not None
+    assert signed[4] is not None
+    return signed  # type: ignore[return-value]
+
+
+def assert_equal(left: tuple[np.ndarray, ...], right: tuple[np.ndarray, ...]) -> None:
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("fold", ["full", "case", "none"])
+@pytest.mark.parametrize(("unit", "n"), [("word", 1), ("word", 5), ("word", 256), ("char", 1), ("char", 9)])
+def test_text_of_every_size_and_kind(unit: str, n: int, fold: str) -> None:
+    generator = random.Random(f"{unit}{n}{fold}")
+    documents = [random_bytes(generator, size) for size in SIZES for _ in range(2)]
+    together = sign(documents, unit=unit, n=n, fold=fold)
+    assert_equal(together, sign(documents, unit=unit, n=n, fold=fold, workers=5))
+    for number, document in enumerate(documents):  # each alone at the end of its own memory
+        alone = sign([document], unit=unit, n=n, fold=fold)
+        for a, b in zip(alone[:3], together[:3], strict=True):
+            np.testing.assert_array_equal(a[0], b[number])
+
+
+@pytest.mark.parametrize(
+    "piece", [b"x", "ﷺ".encode(), "中".encode(), "가".encode(), b"\xff", b" ", "\u0301".encode(), b"a "]
+)
+def test_one_thing_a_hundred_thousand_times(piece: bytes) -> None:
+    for unit, fold in itertools.product(("word", "char"), ("full", "none")):
+        (lanes, content, units, _, bounds) = sign([piece * 100_000, b"tail"], unit=unit, fold=fold)
+        assert bounds[-1] >= 0
+        assert units[1] == (1 if unit == "word" else 4)
+        again = sign([piece * 100_000, b"tail"], unit=unit, fold=fold, workers=3)
+        np.testing.assert_array_equal(lanes, again[0])
+        np.testing.assert_array_equal(content, again[1])
+
+
+def test_tokens() -> None:
+    tokens = np.arange(20_000, dtype=np.int64) * -7
+    offsets = np.array([0, 0, 1, 4, 5, 9000, 20_000], np.int32)
+    signer = _cpu.Signer(unit="tokens", n=5, fold="full", num_perm=8, seed=0)
+    _, _, units, hashes, bounds = signer.sign(tokens, offsets, keep_hashes=True, workers=4)
+    assert units.tolist() == np.diff(offsets).tolist()
+    assert hashes is not None
+    assert bounds is not None
+    assert np.diff(bounds).tolist() == [0 if m == 0 else max(1, m - 4) for m in np.diff(offsets).tolist()]
+
+
+def buckets_of(lanes: np.ndarray, *, workers: int = 1, window: int = 4, **options: Any) -> Any:
+    batches = _cpu.Lanes(np.array_split(lanes, 3), lanes.shape[1])
+    documents = np.arange(len(lanes), dtype=np.uint32)
+    return _cpu.Buckets(batches, documents, bands=4, rows=2, window=window, workers=workers, **options)
+
+
+def random_sets(count: int, seed: int) -> list[set[int]]:
+    """Sets in families that share most of their members."""
+    generator = random.Random(seed)
+    sets = []
+    for _ in range(count):
+        family = generator.randrange(12) * 1000
+        size = generator.choice((0, 1, 2, 3, 15, 16, 17, 33, 64, 200))
+        sets.append({family + generator.randrange(max(1, size + size // 8)) for _ in range(size)} or {family})
+    return sets
+
+
+def filled_store(sets: list[set[int]], memory_bytes: int, directory: Path) -> Any:
+    store = _cpu.SetStore(count=len(sets), memory_bytes=memory_bytes, directory=str(directory))
+    for first in range(0, len(sets), 50):
+        part = [[*members, *members] for members in sets[first : first + 50]]  # every member twice, in any order
+        numbers = np.arange(first, first + len(part), dtype=np.uint32)
+        rows = np.arange(len(part), dtype=np.uint32)
+        hashes = np.array([member for members in part for member in members], np.uint32)
+        offsets = np.cumsum([0, *map(len, part)]).astype(np.int64)
+        store.add(numbers, rows, hashes, offsets, workers=3)
+    return store
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
+def test_verify_is_jaccard_whatever_memory_and_workers(components: bool, memory_bytes: int, tmp_path: Path) -> None:
+    count = 1500
+    sets = random_sets(count, seed=5)
+    minima = [[min((7919 * x + 31 * j) % 257 for x in members) % 6 for j in range(8)] for members in sets]
+    lanes = np.array(minima, np.uint32)
+    store = filled_store(sets, memory_bytes, tmp_path)
+    assert (store.bytes_on_disk > 0) == (memory_bytes == 0)
+    assert [set(store.get(i).tolist()) for i in range(count)] == sets
+    answers = []
+    for workers in (1, 4):
+        buckets = buckets_of(lanes, workers=workers)
+        decision = _cpu.verify(
+            buckets, components=components, threshold_ppm=600_000, sets=store, lanes=None,
+            documents=np.arange(count, dtype=np.uint32), leader=None, prior=None, workers=workers,
+        )  # fmt: skip
+        answers.append((*decision.arrays(), np.array([decision.compared])))
+    assert_equal(*answers)
+    keeper, part, whole, _ = answers[0]
+    assert (keeper != _cpu.NONE).sum() > 100
+    for document in np.flatnonzero((keeper != _cpu.NONE) & (whole > 0)).tolist():
+        left, right = sets[document], sets[keeper[document]]
+        assert (part[document], whole[document]) == (len(left & right), len(left | right))
+    assert list(tmp_path.iterdir()) == []  # spilled sets have no name: nothing to leave behind
+
+
+def test_candidates_follow_the_window() -> None:
+    lanes = np.zeros((300, 8), np.uint32)  # one bucket a band
+    for window in (1, 2, 64, 150, 299, 1 << 20):
+        better, worse = buckets_of(lanes, window=window).candidates(0, 300)
+        expected = {(p, q) for q in range(300) for p in range(q) if p < window or q - p <= window}
+        assert set(zip(better.tolist(), worse.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: one_signed(np.array([0, 5], np.int64)), "past the text"),
+        (lambda: one_signed(np.array([3, 1], np.int64)), "ascend"),
+        (lambda: one_signed(np.array([-1, 1], np.int64)), "negative"),
+        (lambda: one_signed(np.array([], np.int64)), "at least one"),
+        (lambda: one_signed(np.array([0, 4, 8], np.int64)[::2]), "contiguous"),
+        (lambda: one_signed(np.array([0, 1], np.float64)), "int32 or int64"),
+        (lambda: _cpu.Signer(unit="word", n=0, fold="full", num_perm=1, seed=0), "1 to 256"),
+        (lambda: _cpu.Signer(unit="line", n=1, fold="full", num_perm=1, seed=0), "unit must be"),
+        (lambda: _cpu.Lanes([np.zeros((2, 3), np.uint32)], 4), "num_perm"),
+        (lambda: buckets_of(np.zeros((4, 7), np.uint32)), "at most num_perm"),
+        (lambda: buckets_of(np.zeros((4, 8), np.uint32), window=0), "window"),
+        (lambda: buckets_of(np.zeros((4, 8), np.uint32), across=np.zeros(3, np.int32)), "across"),
+        (lambda: buckets_of(np.zeros((4, 8), np.uint32)).candidates(0, 5), "must be documents"),
+        (lambda: _cpu.group_content(np.array([4], np.uint32), np.zeros((4, 2), np.uint64), workers=1), "no document"),
+        (lambda: _cpu.SetStore(count=1, memory_bytes=9, directory="/").get(1), "past the store"),
+    ],
+)  # fmt: skip
+def test_arguments_that_do_not_fit_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def one_signed(offsets: np.ndarray) -> Any:
+    signer = _cpu.Signer(unit="word", n=5, fold="full", num_perm=8, seed=0)
+    return signer.sign(b"text", offsets, keep_hashes=False, workers=1)
+
+
+def test_results_outlive_what_made_them() -> None:
+    """Returned arrays own their memory, and lanes keep the arrays they view alive."""
+    lanes, _, _, hashes, _ = sign([b"one two three four five six seven"] * 3)
+    batches = _cpu.Lanes([lanes.copy()], 16)
+    expected = hashes.copy()
+    del lanes
+    junk = [np.full(1000, 7, np.uint32) for _ in range(50)]
+    buckets = _cpu.Buckets(batches, np.arange(3, dtype=np.uint32), bands=4, rows=2, window=1, workers=1)
+    assert buckets.longest == 3
+    np.testing.assert_array_equal(hashes, expected)
+    assert len(junk) == 50

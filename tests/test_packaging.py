@@ -1,0 +1,181 @@
+"""Source distribution, wheel and editable install work in a fresh environment; the sources compile as they must.
+
+Nothing is downloaded: builds use the setuptools and pybind11 of this environment, and fresh environments see this
+one's numpy, pyarrow and so on, but not its gpudedup.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADERS = sorted(path.name for path in (ROOT / "csrc" / "core").glob("*.h"))
+LIMIT_SECONDS = 60
+
+# One worker builds once for all tests here.
+pytestmark = pytest.mark.xdist_group("packaging")
+
+SMOKE = """
+import sys
+from pathlib import Path
+import gpudedup, gpudedup.csrc, gpudedup._cpu
+assert not Path(gpudedup.__file__).is_relative_to(sys.argv[1]), gpudedup.__file__
+core = Path(gpudedup.csrc.__file__).parent / "core"
+assert {"hash.h", "minhash.h", "fold_tables.cpp"} <= {path.name for path in core.iterdir()}, core
+assert (Path(gpudedup.__file__).parent / "py.typed").exists()
+result = gpudedup.deduplicate(["One two three four five six.", "something else", "one two three four five SIX"])
+assert result.keep_mask.to_pylist() == [True, True, False]
+"""
+
+
+def call(*command: object, cwd: Path | None = None, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**clean_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert done.returncode == 0, f"{command} failed\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}"
+    return done.stdout
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what would make a subprocess see this test run's Python paths or preloaded libraries."""
+    hidden = ("PYTHONPATH", "LD_PRELOAD", "GPUDEDUP_CPU", "GPUDEDUP_SANITIZE", "CFLAGS", "CXXFLAGS")
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def hook(name: str, source: Path, out: Path) -> Path:
+    """Run one of setuptools' build hooks, as pip does without build isolation; the file it made."""
+    out.mkdir(exist_ok=True)
+    script = f"import sys, setuptools.build_meta as b; open(sys.argv[2], 'w').write(b.{name}(sys.argv[1]))"
+    answer = out / "name.txt"
+    call(sys.executable, "-c", script, out, answer, cwd=source)
+    return out / answer.read_text()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("packaging")
+
+
+@pytest.fixture(scope="module")
+def sdist(workspace: Path) -> Path:
+    """Made from a copy, so that nothing is written into the tree."""
+    copy = workspace / "tree"
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "venv", "*.egg-info", "*.so", "__pycache__")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    for name in (".clang-format", ".pre-commit-config.yaml"):
+        shutil.copy(ROOT / name, copy)
+    return hook("build_sdist", copy, workspace / "sdist")
+
+
+@pytest.fixture(scope="module")
+def source(workspace: Path, sdist: Path) -> Path:
+    """The unpacked source distribution: what is built below is built from what would be published."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(workspace / "unpacked", filter="data")
+    (folder,) = (workspace / "unpacked").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(workspace: Path, source: Path) -> Path:
+    return hook("build_wheel", source, workspace / "wheel")
+
+
+def fresh_environment(folder: Path, wheel: Path) -> Path:
+    """A new virtual environment with only the wheel in it, and a view of this environment's packages behind it."""
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    call(sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    purelib = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    Path(purelib, "zz_outer.pth").write_text("\n".join(sorted(others)) + "\n")  # a path: .pth files there do nothing
+    return python
+
+
+def smoke(python: Path, workspace: Path) -> None:
+    call(python, "-c", SMOKE, ROOT, cwd=workspace)
+    assert call(python.parent / "gpudedup", "--version", cwd=workspace).startswith("gpudedup 0.")
+
+
+def test_wheel_from_sdist(workspace: Path, wheel: Path) -> None:
+    smoke(fresh_environment(workspace / "venv-wheel", wheel), workspace)
+
+
+def test_editable(workspace: Path, source: Path) -> None:
+    editable = hook("build_editable", source, workspace / "editable")
+    smoke(fresh_environment(workspace / "venv-editable", editable), workspace)
+
+
+def test_sdist_contents(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for needed in ("LICENSE", "README.md", "csrc/cpu/tier.h", "tests/reference.py", "tests/golden/spec1.json"):
+        assert needed in names
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc"))]
+
+
+def test_wheel_contents(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    tops = {name.split("/")[0] for name in names}
+    assert len(tops) == 2, tops  # the package and its metadata: no tests, no csrc at the top
+    assert {"gpudedup/py.typed", "gpudedup/_cpu.pyi", "gpudedup/csrc/core/hash.h", "gpudedup/cli.py"} <= names
+    assert [name for name in names if name.endswith("licenses/LICENSE")]
+    packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gpudedup").rglob("__init__.py")}
+    assert packages <= {name.rpartition("/")[0] for name in names}  # none forgotten in pyproject.toml
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction-set tiers are built for x86-64 only")
+def test_tiers_leak_nothing(source: Path, wheel: Path) -> None:
+    """A weak or global function compiled for AVX-512 could be the copy that the linker gives to the whole program."""
+    objects = sorted(source.glob("build/temp.*/csrc/cpu/tier_*.o"))
+    assert [path.stem for path in objects] == ["tier_avx2", "tier_avx512", "tier_baseline"]
+    for path in objects:
+        for line in call("nm", path).splitlines():
+            kind, name = line.split()[-2:]
+            if kind == "U":
+                assert not re.match(r"_ZN?K?S|_ZNSt|_Zn|_Zd", name), f"{path.stem} needs {name} of the C++ library"
+            else:
+                local = kind.islower() and kind not in "uvw"
+                assert local or name == f"_ZN8gpudedup{len(path.stem)}{path.stem}E", (
+                    f"{path.stem} shares {name} ({kind})"
+                )
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_core_header_compiles_alone(header: str, tmp_path: Path) -> None:
+    unit = tmp_path / "unit.cpp"
+    unit.write_text(f'#include "core/{header}"\n#include "core/{header}"\n')
+    flags = ("-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}")
+    call(os.environ.get("CXX", "g++"), *flags, unit)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("header", HEADERS)
+def test_core_header_compiles_as_cuda(header: str, tmp_path: Path) -> None:
+    unit = tmp_path / "unit.cu"
+    unit.write_text(f'#include "core/{header}"\n__global__ void nothing() {{}}\n')
+    call("nvcc", "-std=c++17", f"-I{ROOT / 'csrc'}", "-c", "-o", tmp_path / "unit.o", unit)
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_core_has_integers_only(header: str) -> None:
+    code = re.sub(r"//.*", "", (ROOT / "csrc" / "core" / header).read_text())
+    assert not re.search(r"\b(float|double|std::)", code)
