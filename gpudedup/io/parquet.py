@@ -140,22 +140,25 @@ class ParquetShard:
         metadata = self._footer
         groups = [group for group, (first, stop) in enumerate(self._spans()) if keep[first:stop].any()]
         names = [field.name for field in self.schema]
-        encoded = sorted(
-            {name for group in groups if not self._is_damaged(group) for name in self._repeated(group, names)}
-        )
+        repeated: set[str] = set()
+        for group in groups:
+            if not self._is_damaged(group):
+                with self._reading(group):
+                    repeated.update(self._repeated(group, names))
+        encoded = sorted(repeated)
         with self._open(encoded) as parquet:
             schema = parquet.schema_arrow
         with output_errors(path), pa.OSFile(str(path), "wb") as sink:
-            writer = pq.ParquetWriter(sink, schema, store_schema=False, **self._writer_options())
-            self.file.check_unchanged()
-            for group in groups:
-                with self._gathered(group, keep, encoded, schema) as table:
-                    if table.num_rows:
-                        writer.write_table(table, row_group_size=table.num_rows)
-            self.file.check_unchanged()
-            # With the input's own ARROW:schema entry, so that all types are read back as they were.
-            writer.add_key_value_metadata(dict(sorted((metadata.metadata or {}).items())))
-            writer.close()
+            with pq.ParquetWriter(sink, schema, store_schema=False, **self._writer_options()) as writer:
+                self.file.check_unchanged()
+                for group in groups:
+                    with self._gathered(group, keep, encoded, schema) as table:
+                        if table.num_rows:
+                            writer.write_table(table, row_group_size=table.num_rows)
+                self.file.check_unchanged()
+                # With the input's own ARROW:schema entry, so that all types are read back as they were.
+                if metadata.metadata:
+                    writer.add_key_value_metadata(dict(sorted(metadata.metadata.items())))
             return int(sink.tell())
 
     def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
@@ -249,7 +252,7 @@ class ParquetShard:
         """
         first, stop = self._spans()[group]
         names = [field.name for field in self.schema] if columns is None else list(columns)
-        try:
+        with self._reading(group):
             if may_repeat is not None:
                 encoded = self._repeated(group, [name for name in names if name in may_repeat])
             batch_rows = self._batch_rows(group, names, encoded)
@@ -266,6 +269,12 @@ class ParquetShard:
                     at = end
             if at != stop:
                 raise ValueError(f"{at - first} rows instead of {stop - first}")
+
+    @contextlib.contextmanager
+    def _reading(self, group: int) -> Iterator[None]:
+        """Turn what goes wrong with decoding a row group into InputError."""
+        try:
+            yield
         except READ_ERRORS as error:
             raise InputError(
                 f"{self._place(group)} cannot be read: {say(error)}; repair or remove the file, or use "
