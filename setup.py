@@ -13,7 +13,7 @@ TIER_FLAGS = {
     "tier_avx2": ["-mavx2", "-mbmi2"],
     "tier_avx512": [
         *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mbmi2", "-mprefer-vector-width=512"),
-        "-Wno-maybe-uninitialized",  # of the undefined vectors in GCC 12's own intrinsics header
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # of the undefined vectors in GCC 12's own intrinsics header
     ],
 }
 SANITIZE = os.environ.get("GPUDEDUP_SANITIZE", "")  # e.g. "address,undefined", for the tests of the native code

@@ -339,6 +339,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),
         "across"_a = py::none(), "workers"_a);
 
+  m.def(
+      "intersect",
+      [](Array<uint32_t> left, Array<uint32_t> right, uint64_t needed) {
+        return tier().intersect(left.data(), static_cast<uint64_t>(left.size()), right.data(),
+                                static_cast<uint64_t>(right.size()), needed);
+      },
+      "left"_a.noconvert(), "right"_a.noconvert(), "needed"_a);
+
   py::class_<LaneBatches>(m, "Lanes")
       .def(py::init<const std::vector<Array<uint32_t>>&, uint32_t>(), "batches"_a, "num_perm"_a);
 
