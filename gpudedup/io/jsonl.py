@@ -18,7 +18,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ BLOCK_BYTES = 1 << 18
 caches.
 """
 
-LONG_BYTES = 4 << 20
+LONG_BYTES = 4 << 20  # above BLOCK_BYTES, so that such a line is alone in its block
 """Lines from this length on are decoded in pieces, so that their text is never held as a str (up to 4 bytes a
 letter).
 """
@@ -97,8 +97,10 @@ class _Look:
         """Take in values of some rows (UNSET where the key is missing); ``place(i)`` says where value i stands."""
         kinds = set(map(type, values))
         self.present = self.present or kinds != {msgspec.UnsetType}
-        for kind in kinds - {type(None), msgspec.UnsetType} - set(self.kinds):
-            self.kinds[kind] = place(next(number for number, value in enumerate(values) if type(value) is kind))
+        new = kinds - {type(None), msgspec.UnsetType} - set(self.kinds)
+        firsts = [(next(number for number, value in enumerate(values) if type(value) is kind), kind) for kind in new]
+        for number, kind in sorted(firsts, key=itemgetter(0)):
+            self.kinds[kind] = place(number)
         if int in kinds:
             integers = [value for value in values if type(value) is int]
             self.low, self.high = min(self.low, *integers), max(self.high, *integers)
