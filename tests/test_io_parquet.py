@@ -217,6 +217,14 @@ def test_files_of_other_writers_keep_their_types(tmp_path):
     assert pq.ParquetFile(tmp_path / "kept.parquet").metadata.metadata == pq.ParquetFile(path).metadata.metadata
 
 
+def test_list_items_keep_their_name(tmp_path):
+    table = odd_table(5).select(["text", "lists", "struct", "map"])
+    path = write(tmp_path / "a.parquet", table, use_compliant_nested_type=False)
+    shard_of(path).write_kept(np.ones(5, bool), tmp_path / "kept.parquet")
+    assert pq.ParquetFile(tmp_path / "kept.parquet").schema.equals(pq.ParquetFile(path).schema)
+    assert pq.read_schema(tmp_path / "kept.parquet").equals(pq.read_schema(path), check_metadata=True)
+
+
 def test_sorting_columns_are_kept(tmp_path):
     order = [pq.SortingColumn(0)]
     path = write(tmp_path / "a.parquet", {"n": [1, 2, 3], "text": ["a", "b", "c"]}, sorting_columns=order)

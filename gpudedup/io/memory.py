@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -101,13 +101,12 @@ class Spool:
             raise
         self.first_rows = _first_rows(self._row_counts)
 
-    def _write(self, file: object, batches: Sequence[pa.RecordBatch]) -> None:
-        sink = pa.PythonFile(file, "w")
+    def _write(self, file: BinaryIO, batches: Sequence[pa.RecordBatch]) -> None:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with pa.ipc.new_stream(sink, self.schema, options=options) as writer:
+        with pa.ipc.new_stream(pa.PythonFile(file, "w"), self.schema, options=options) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        self._ends.append(sink.tell())
+        self._ends.append(file.tell())
         self._row_counts.append(sum(batch.num_rows for batch in batches))
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:

@@ -222,6 +222,7 @@ class ParquetShard:
         options: dict[str, Any] = {
             "compression": {chunk.path_in_schema: _CODECS.get(str(chunk.compression), "zstd") for chunk in chunks},
             "use_dictionary": [chunk.path_in_schema for chunk in chunks if chunk.has_dictionary_page] or False,
+            "use_compliant_nested_type": False,  # list items keep the name that they have
             "write_page_index": all(chunk.has_offset_index for chunk in chunks),
         }
         if group.sorting_columns:

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpudedup.errors import InputError
 from gpudedup.io.source import Fingerprint
@@ -91,7 +92,7 @@ def _expand(given: str) -> list[InputFile]:
             if os.path.isdir(path):
                 if "**" not in given and not _hidden(path, given):
                     found.extend(_walk(path))
-            elif suffix_of(path) and not _hidden(path, given):
+            elif suffix_of(path) and not _hidden(path, given) and not ("**" in given and _goes_in_circles(path)):
                 found.append(path)
         if found:
             return [_input_file(path) for path in sorted(set(found), key=os.fsencode)]
@@ -113,6 +114,18 @@ def _hidden(path: str, pattern: str) -> bool:
     return any(part.startswith((".", "_")) for part in os.path.normpath(path).split(os.sep)[first:])
 
 
+def _goes_in_circles(path: str) -> bool:
+    """Whether a path passes through one directory twice, as by a link to a directory above."""
+    seen = set()
+    for folder in Path(path).parents:
+        status = os.stat(folder)
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen:
+            return folder != Path(".")
+        seen.add(identity)
+    return False
+
+
 def _walk(root: str) -> Iterator[str]:
     """Every file below ``root`` with a known suffix, following links, but no link to a directory above itself."""
     todo = [(root, frozenset[tuple[int, int]]())]
@@ -129,7 +142,7 @@ def _walk(root: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith((".", "_")):
                 continue
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # false, not an error, for a link to itself
                 todo.append((entry.path, above | {identity}))
             elif suffix_of(entry.name):
                 yield entry.path

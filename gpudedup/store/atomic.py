@@ -30,6 +30,8 @@ def output_errors(path: Path) -> Iterator[None]:
 
 def _way_out(error: BaseException, path: Path) -> str:
     number = getattr(error, "errno", None)
+    if isinstance(error, pa.ArrowException) and number is None:
+        return "convert or drop the column that this file format cannot hold"
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"{_free_space(path)}: free some or choose another directory"
     if number in (errno.EACCES, errno.EPERM):
