@@ -1,8 +1,9 @@
 #include "cpu/sign.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
-#include <cstring>
-#include <memory>
+#include <new>
 
 #include "core/minhash.h"
 
@@ -42,20 +43,42 @@ struct Worker {
 
 /// Shingle hashes of one piece; `used` of `room` are filled.
 struct PieceHashes {
-  std::vector<uint32_t> room;
-  size_t used = 0;
+  Values values;
+  size_t room = 0, used = 0;
 };
 
 uint32_t* reserve(void* owner, size_t count) {
   auto* piece = static_cast<PieceHashes*>(owner);
-  if (piece->room.size() < piece->used + count)
-    piece->room.resize(std::max(piece->used + count, 2 * piece->room.size()));
-  return piece->room.data() + piece->used;
+  if (piece->room < piece->used + count) {
+    size_t room = std::max({piece->used + count, 2 * piece->room, size_t{1} << 14});
+    Values larger = make_values(room);
+    std::copy_n(piece->values.get(), piece->used, larger.get());
+    piece->values = std::move(larger);
+    piece->room = room;
+  }
+  return piece->values.get() + piece->used;
 }
 
 void commit(void* owner, size_t count) { static_cast<PieceHashes*>(owner)->used += count; }
 
 }  // namespace
+
+Values make_values(size_t count) {
+  constexpr size_t LARGE_PAGE = 2 << 20;
+  size_t bytes = std::max<size_t>(1, count * sizeof(uint32_t));
+  if (bytes < 2 * LARGE_PAGE) {
+    Values values(static_cast<uint32_t*>(std::malloc(bytes)));
+    if (!values) throw std::bad_alloc();
+    return values;
+  }
+  bytes = (bytes + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+  Values values(static_cast<uint32_t*>(std::aligned_alloc(LARGE_PAGE, bytes)));
+  if (!values) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+  ::madvise(values.get(), bytes, MADV_HUGEPAGE);  // advice: where it is not taken, pages are small
+#endif
+  return values;
+}
 
 void sign(Context& context, const Signer& signer, const Documents& documents, uint32_t* lanes, uint64_t* content,
           uint64_t* unit_count, ShingleHashes* kept) {
@@ -94,12 +117,12 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
       brief);
   if (!kept) return;
   for (size_t i = 0; i < documents.count; ++i) kept->offsets[i + 1] += kept->offsets[i];
-  kept->hashes.resize(static_cast<size_t>(kept->offsets.back()));
+  kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
   context.each(
       pieces,
       [&](size_t piece, unsigned) {
-        std::copy_n(hashes[piece].room.begin(), hashes[piece].used,
-                    kept->hashes.begin() + kept->offsets[piece_first[piece]]);
+        std::copy_n(hashes[piece].values.get(), hashes[piece].used,
+                    kept->hashes.get() + kept->offsets[piece_first[piece]]);
         hashes[piece] = {};
       },
       brief);

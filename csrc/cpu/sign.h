@@ -1,5 +1,7 @@
 // Signing a batch of documents on all workers.
 #pragma once
+#include <cstdlib>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -32,10 +34,19 @@ struct Documents {
   int64_t offset(size_t i) const { return width * (offsets32 ? offsets32[i] : offsets64[i]); }
 };
 
+struct Free {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+using Values = std::unique_ptr<uint32_t[], Free>;
+
+/// `count` values of no meaning yet; on large pages where they are many, which spares most page faults.
+/// Throws std::bad_alloc.
+Values make_values(size_t count);
+
 /// Shingle hashes of a batch in document order, as they come (not yet sets); ragged.
 struct ShingleHashes {
   std::vector<int64_t> offsets;  // [count + 1]
-  std::vector<uint32_t> hashes;
+  Values hashes;                 // [offsets[count]]
 };
 
 /// lanes uint32[count, lane_count], content uint64[count, 2], unit_count uint64[count]; `kept` may be null.

@@ -149,10 +149,9 @@ StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
 
     SetView set{lanes, plan_.lane_count};
     if (plan_.verify == StreamPlan::Verify::exact) {
-      const std::vector<int64_t>& offsets = batch.hashes->offsets;
-      size_t size = static_cast<size_t>(offsets[i + 1] - offsets[i]);
+      size_t size = static_cast<size_t>(batch.offsets[i + 1] - batch.offsets[i]);
       own.resize(2 * size);
-      std::copy_n(batch.hashes->hashes.begin() + offsets[i], size, own.begin());
+      std::copy_n(batch.hashes + batch.offsets[i], size, own.begin());
       set = {own.data(), sort_unique(own.data(), size, own.data() + size)};
     }
 

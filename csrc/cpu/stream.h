@@ -78,7 +78,8 @@ struct StreamBatch {
   const uint64_t* scope_keys;
   const int32_t* scopes;
   const int32_t* across;
-  const ShingleHashes* hashes;  // with verify = exact
+  const uint32_t* hashes;  // with verify = exact: document i has hashes[offsets[i] .. offsets[i + 1])
+  const int64_t* offsets;  // [count + 1]
 };
 
 /// What was decided of each document of a batch: keeper = input position from 0 over all batches, or -1 if it is kept.

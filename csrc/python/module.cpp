@@ -130,8 +130,10 @@ py::tuple sign_batch(const Signer& signer, py::buffer text, py::array offsets, b
     sign(context, signer, documents, lanes_out, content_out, count_out, keep_hashes ? &kept : nullptr);
   }
   if (!keep_hashes) return py::make_tuple(lanes, content, unit_count, py::none(), py::none());
-  return py::make_tuple(lanes, content, unit_count, to_array(std::move(kept.hashes)),
-                        to_array(std::move(kept.offsets)));
+  uint32_t* hashes = kept.hashes.release();
+  py::capsule owner(hashes, [](void* pointer) { Free()(pointer); });
+  Array<uint32_t> hash_array(kept.offsets.back(), hashes, owner);
+  return py::make_tuple(lanes, content, unit_count, hash_array, to_array(std::move(kept.offsets)));
 }
 
 Array<uint64_t> hash_values(py::buffer values, py::array offsets) {
@@ -273,12 +275,10 @@ py::tuple decide_stream(Stream& stream, Array<uint32_t> lanes, Array<uint64_t> c
   require_size(scopes, count, "scopes must have one value a document");
   require_size(across, count, "across must have one value a document");
   require_size(offsets, count + 1, "offsets must have one more value than documents");
-  ShingleHashes shingles;
-  if (hashes && offsets) {
-    shingles.hashes.assign(hashes->data(), hashes->data() + hashes->size());
-    shingles.offsets.assign(offsets->data(), offsets->data() + offsets->size());
-    for (size_t i = 0; i < count; ++i) require(shingles.offsets[i] <= shingles.offsets[i + 1], "offsets must ascend");
-    require(shingles.offsets[0] >= 0 && shingles.offsets[count] <= hashes->size(), "offsets reach past the hashes");
+  require(static_cast<bool>(hashes) == static_cast<bool>(offsets), "hashes and offsets go together");
+  if (hashes) {
+    for (size_t i = 0; i < count; ++i) require(offsets->data()[i] <= offsets->data()[i + 1], "offsets must ascend");
+    require(offsets->data()[0] >= 0 && offsets->data()[count] <= hashes->size(), "offsets reach past the hashes");
   }
   StreamBatch batch{count,
                     lanes.data(),
@@ -287,7 +287,8 @@ py::tuple decide_stream(Stream& stream, Array<uint32_t> lanes, Array<uint64_t> c
                     data_or_null(scope_keys),
                     data_or_null(scopes),
                     data_or_null(across),
-                    hashes ? &shingles : nullptr};
+                    data_or_null(hashes),
+                    data_or_null(offsets)};
   StreamDecision decision;
   {
     py::gil_scoped_release nogil;
