@@ -8,7 +8,28 @@
 
 namespace gpudedup {
 
-size_t NodeTable::place(uint64_t hash) const { return mix(hash ^ secret_) & (slots_.size() - 1); }
+void KeyTable::insert(uint64_t key, uint32_t value) {
+  Slot* slot = place(key);
+  *slot = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32), value};
+  bool at_end = slot + 1 == slots_.data() + slots_.size();  // find must always meet a free slot
+  if (++used_ * 20 >= size_ * 17 || at_end) resize(size_ + size_ / 5 + 1);
+}
+
+void KeyTable::resize(size_t size) {
+  constexpr size_t OVERHANG = 1024;  // longer runs at 85 % are rarer than one in 10^9
+  std::vector<Slot> old(size + OVERHANG, Slot{0, 0, NONE});
+  old.swap(slots_);
+  size_ = size;
+  for (const Slot& slot : old) {
+    if (slot.value == NONE) continue;
+    Slot* free = place(slot.key());
+    *free = slot;
+    if (free + 1 == slots_.data() + slots_.size()) {  // a run too long for the overhang: more room, and once more
+      slots_.swap(old);
+      return resize(size + size / 5 + 1);
+    }
+  }
+}
 
 namespace {
 
@@ -30,7 +51,7 @@ Stream::Stream(const StreamPlan& plan, uint64_t memory_bytes, std::string direct
       content_table_(secret_),
       equal_table_(secret_),
       sets_(memory_bytes, std::move(directory)) {
-  for (uint32_t band = 0; band < plan.bands; ++band) bands_.push_back({NodeTable(secret_), {}});
+  for (uint32_t band = 0; band < plan.bands; ++band) bands_.emplace_back(secret_);
 }
 
 uint32_t* Stream::find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across) {
@@ -49,10 +70,9 @@ void Stream::collect(const uint64_t* keys, int32_t scope, int32_t across, std::v
     if (kept.scope == scope && (!plan_.across || kept.across != across)) candidates.push_back(document);
   };
   for (uint32_t b = 0; b < plan_.bands; ++b) {
-    Band& band = bands_[b];
-    uint32_t node = *band.table.find(keys[b], [&](uint32_t other) { return band.keys[other].key() == keys[b]; });
-    if (node == NONE) continue;
-    uint32_t value = band.keys[node].value;
+    const uint32_t* found = bands_[b].find(keys[b]);
+    if (!found) continue;
+    uint32_t value = *found;
     if (!(value & IS_BUCKET)) {
       if (value != NOBODY) add(value);
       continue;
@@ -68,15 +88,12 @@ void Stream::collect(const uint64_t* keys, int32_t scope, int32_t across, std::v
 /// Counts a representative in its buckets; `document` is its number among the kept ones, or NOBODY if it was removed.
 void Stream::enter(const uint64_t* keys, uint32_t document) {
   for (uint32_t b = 0; b < plan_.bands; ++b) {
-    Band& band = bands_[b];
-    uint32_t* slot = band.table.find(keys[b], [&](uint32_t other) { return band.keys[other].key() == keys[b]; });
-    if (*slot == NONE) {
-      uint32_t node = static_cast<uint32_t>(band.keys.size());
-      band.keys.push_back({static_cast<uint32_t>(keys[b]), static_cast<uint32_t>(keys[b] >> 32), document});
-      band.table.fill(slot, node, [&](uint32_t other) { return band.keys[other].key(); });
+    uint32_t* found = bands_[b].find(keys[b]);
+    if (!found) {
+      bands_[b].insert(keys[b], document);
       continue;
     }
-    uint32_t& value = band.keys[*slot].value;
+    uint32_t& value = *found;
     if (!(value & IS_BUCKET)) {
       uint32_t first = value;
       value = static_cast<uint32_t>(buckets_.size()) | IS_BUCKET;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/hash.h"
 #include "cpu/group.h"
 #include "cpu/sets.h"
 #include "cpu/sign.h"
@@ -32,6 +33,7 @@ class Chunked {
 };
 
 /// Open addressing from a 64-bit hash to a node number; the nodes lie elsewhere and hold what is compared.
+/// The secret keeps texts made to collide from making a table slow; it has no influence on results.
 class NodeTable {
  public:
   explicit NodeTable(uint64_t secret) : secret_(secret), slots_(16, NONE) {}
@@ -39,7 +41,7 @@ class NodeTable {
   /// The slot whose node satisfies matches(node), or the free one for it.
   template <class Matches>
   uint32_t* find(uint64_t hash, Matches&& matches) {
-    for (size_t i = place(hash);; i = (i + 1) & (slots_.size() - 1))
+    for (size_t i = mix(hash ^ secret_) & (slots_.size() - 1);; i = (i + 1) & (slots_.size() - 1))
       if (slots_[i] == NONE || matches(slots_[i])) return &slots_[i];
   }
 
@@ -47,7 +49,7 @@ class NodeTable {
   template <class HashOf>
   void fill(uint32_t* slot, uint32_t node, HashOf&& hash_of) {
     *slot = node;
-    if (++used_ * 8 < slots_.size() * 7) return;
+    if (++used_ * 4 < slots_.size() * 3) return;
     std::vector<uint32_t> old(slots_.size() * 2, NONE);
     old.swap(slots_);
     for (uint32_t other : old)
@@ -55,11 +57,43 @@ class NodeTable {
   }
 
  private:
-  // The secret keeps texts made to collide from making the table slow; it has no influence on results.
-  size_t place(uint64_t hash) const;
   uint64_t secret_;
   std::vector<uint32_t> slots_;
   size_t used_ = 0;
+};
+
+/// Open addressing from band keys to 32-bit values: 12 bytes a slot, 71 to 85 % of them filled, so at most 17 bytes a
+/// key. Slots are in the order of the keys' hashes, so growing is one pass over both tables.
+class KeyTable {
+ public:
+  explicit KeyTable(uint64_t secret) : secret_(secret) { resize(16); }
+
+  /// The value of the key, or null; valid until the next insert.
+  uint32_t* find(uint64_t key) {
+    Slot* slot = place(key);
+    return slot->value == NONE ? nullptr : &slot->value;
+  }
+
+  /// Adds a key that find did not find. `value` is not NONE.
+  void insert(uint64_t key, uint32_t value);
+
+ private:
+  struct Slot {
+    uint32_t low, high;  // of the key: two halves, so that a slot takes 12 bytes
+    uint32_t value;      // NONE: free
+    uint64_t key() const { return static_cast<uint64_t>(high) << 32 | low; }
+  };
+  /// The slot of the key, or the free one for it. The last slots of the table are for runs that reach past its size.
+  Slot* place(uint64_t key) {
+    Slot* slot = &slots_[static_cast<size_t>(static_cast<unsigned __int128>(mix(key ^ secret_)) * size_ >> 64)];
+    while (slot->value != NONE && slot->key() != key) ++slot;
+    return slot;
+  }
+  void resize(size_t size);
+
+  uint64_t secret_;
+  size_t size_ = 0, used_ = 0;
+  std::vector<Slot> slots_;
 };
 
 struct StreamPlan {
@@ -102,12 +136,7 @@ class Stream {
   uint64_t set_bytes_on_disk() const { return sets_.bytes_on_disk(); }
 
  private:
-  // A band key. While one document has it: the number of that document if it is kept, else NONE. Then: a bucket.
-  struct KeyNode {
-    uint32_t key_low, key_high;  // two halves, so that a node takes 12 bytes
-    uint32_t value;
-    uint64_t key() const { return static_cast<uint64_t>(key_high) << 32 | key_low; }
-  };
+  // The value of a band key. While one representative has it: its number if it is kept, else NOBODY. Then a bucket.
   static constexpr uint32_t IS_BUCKET = 0x80000000u, NOBODY = 0x7FFFFFFFu;
   struct Entry {
     uint32_t position;
@@ -116,10 +145,6 @@ class Stream {
   struct Bucket {
     uint32_t size = 0;           // counts every representative, kept or removed
     std::vector<Entry> entries;  // the kept ones that can still be candidates, by position
-  };
-  struct Band {
-    NodeTable table;
-    Chunked<KeyNode> keys;
   };
   struct ContentNode {  // a representative
     uint64_t content[2];
@@ -148,7 +173,7 @@ class Stream {
 
   StreamPlan plan_;
   uint64_t secret_;
-  std::vector<Band> bands_;
+  std::vector<KeyTable> bands_;
   Chunked<Bucket> buckets_;
   NodeTable content_table_, equal_table_;
   Chunked<ContentNode> contents_;
