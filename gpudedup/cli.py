@@ -39,8 +39,11 @@ app = typer.Typer(
 )
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM: unwinds the stack, so that everything unfinished is cleaned up."""
+class Stopped(BaseException):
+    """SIGINT or SIGTERM: unwinds the stack, so that everything unfinished is cleaned up.
+
+    No KeyboardInterrupt, which typer would answer itself.
+    """
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -402,6 +405,7 @@ def run(
 
     with _progress() as progress:
         done = gpudedup.run(inputs, out, progress=progress, **options)
+    _tell_skipped(done)
     if as_json:
         _print_json({"run": str(done.path), **done.summary().asdict()})
     else:
@@ -447,6 +451,14 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task, description=f"{stage}: {documents:,} documents{size}")
 
         yield show
+
+
+def _tell_skipped(done: Run) -> None:
+    skipped = done.manifest.skipped
+    for entry in skipped[:SKIPS_LISTED]:
+        _say(f"skipped: {entry.reason}")
+    if len(skipped) > SKIPS_LISTED:
+        _say(f"skipped: {len(skipped) - SKIPS_LISTED} more places, listed in {done.path / 'manifest.json'}")
 
 
 def _show_run(done: Run) -> None:

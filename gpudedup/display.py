@@ -94,6 +94,9 @@ def excerpt(text: str, center: int, length: int) -> str:
     if first > 0:
         blank = text.find(" ", first, min(first + 20, center))
         first = blank + 1 if blank >= 0 else first
+    if last < len(text):
+        blank = text.rfind(" ", max(first, last - 20), last)
+        last = blank if blank > 0 else last
     return ("... " if first else "") + text[first:last].strip() + (" ..." if last < len(text) else "")
 
 
