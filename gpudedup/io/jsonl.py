@@ -53,6 +53,9 @@ BOM = b"\xef\xbb\xbf"
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
 )
+_ESCAPE_START = re.compile(rb"(?<!\\)(?<!\\u[dD][89abAB][0-9a-fA-F][0-9a-fA-F])\\")
+"""A backslash that begins an escape, as one after anything but a backslash does, other than the second of a pair."""
+
 _ANY = int | float | str | bool | msgspec.UnsetType | None
 _PYTHON_TYPES: dict[pa.DataType, Any] = {
     pa.large_string(): str | None,
@@ -221,7 +224,7 @@ class JsonlShard:
         self.file.check_unchanged()
         for block, numbers in self._blocks_with(wanted):
             damaged: list[int] = []
-            long_text: bytes | None = None
+            long_text: bytearray | None = None
             chosen = (numbers - block.first_row).tolist()
             lines = [block.lines[block.rows[at]] for at in chosen]
             block_bytes = sum(map(len, lines))
@@ -399,7 +402,9 @@ class JsonlShard:
                         lines = [first]
                 else:
                     lines = []
-                if start <= end:
+                if not lines and chunk[start:end].isspace():  # a file of line feeds must not cost an object for each
+                    offset, line = offset + end + 1 - start, line + chunk.count(b"\n", start, end + 1)
+                elif start <= end:
                     lines += chunk[start:end].split(b"\n")
                 if lines:
                     yield block(lines, True)
@@ -463,7 +468,7 @@ def _repaired(data: bytes) -> bytes:
     return _ESCAPE.sub(lambda match: b"\\ufffd" if match[1] else match[0], data)
 
 
-def _long_record(decode: Decode, line: bytes) -> tuple[Any, bytes | None]:
+def _long_record(decode: Decode, line: bytes) -> tuple[Any, bytearray | None]:
     """The record of a long line without its text, and its text as UTF-8 (None for null), never held as a str."""
     record = decode(line)
     raw = memoryview(record.f0)
@@ -476,7 +481,7 @@ def _long_record(decode: Decode, line: bytes) -> tuple[Any, bytes | None]:
     return record, text
 
 
-def _long_text(escaped: memoryview, piece_bytes: int = 1 << 20) -> bytes:
+def _long_text(escaped: memoryview, piece_bytes: int = 1 << 20) -> bytearray:
     """The inside of a JSON string, unescaped, as UTF-8; piece by piece."""
     decode = msgspec.json.Decoder(str).decode
     text = bytearray()
@@ -484,17 +489,7 @@ def _long_text(escaped: memoryview, piece_bytes: int = 1 << 20) -> bytes:
     while at < len(escaped):
         stop = at + piece_bytes
         if stop < len(escaped):
-            # Cut where no escape (of at most 12 bytes, a pair of surrogates) and no UTF-8 sequence can be in two
-            # pieces.
-            window = bytes(escaped[stop - 4096 : stop + 1])
-            stop = next(
-                (
-                    stop - back
-                    for back in range(4000)
-                    if window[4096 - back] & 0xC0 != 0x80 and b"\\" not in window[4084 - back : 4096 - back]
-                ),
-                len(escaped),  # nothing but escapes: as a str they are shorter than here
-            )
+            stop = _place_to_cut(escaped, stop)
         piece = b'"' + escaped[at:stop].tobytes() + b'"'
         try:
             value = decode(piece)
@@ -502,7 +497,18 @@ def _long_text(escaped: memoryview, piece_bytes: int = 1 << 20) -> bytes:
             value = decode(_repaired(piece))
         text += value.encode()
         at = stop
-    return bytes(text)
+    return text
+
+
+def _place_to_cut(escaped: memoryview, stop: int) -> int:
+    """A place at most 4 KB before ``stop`` where neither an escape nor a UTF-8 sequence goes on; else the end."""
+    window = escaped[stop - 4096 : stop + 1].tobytes()
+    for back in range(4000):
+        at = 4096 - back
+        if window[at] & 0xC0 != 0x80 and b"\\" not in window[at - 12 : at]:  # the longest is a pair of surrogates
+            return stop - back
+    starts = [match.start() for match in _ESCAPE_START.finditer(window)]
+    return stop - 4096 + starts[-1] if starts and starts[-1] else len(escaped)
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -510,7 +516,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def _single(text: bytes) -> pa.Array:
+def _single(text: bytearray) -> pa.Array:
     """A large_string array of one value that shares the bytes."""
     offsets = pa.py_buffer(np.array([0, len(text)], dtype=np.int64))
     return pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text))
