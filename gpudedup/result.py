@@ -69,7 +69,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def from_manifest(cls, manifest: Manifest) -> Summary:
         """Raises msgspec.ValidationError or ParameterError if the manifest lacks something or it has a wrong type."""
         parameters = msgspec.convert(manifest.parameters, Params)
-        plan = {name: getattr(manifest, name) for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")}
+        plan = {
+            name: getattr(manifest, name) for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")
+        }
         curve = Banding(manifest.bands, manifest.rows).s_curve(parameters.threshold)
         values = {**plan, **manifest.counts, "threshold": parameters.threshold, "s_curve": curve}
         return msgspec.convert({**values, "parameters": manifest.parameters}, cls)
@@ -121,7 +123,7 @@ class Result:
         )
 
     def candidates(self) -> pa.Table:
-        """All candidate pairs (``better``, ``worse``: input positions), compared or not. Many: for study, not for use."""
+        """All candidate pairs (``better``, ``worse``: input positions), compared or not. Many: for study."""
         return self._outcome.matched.candidates()
 
     def at(self, threshold: float) -> Result:
@@ -196,4 +198,5 @@ class Result:
 
     def __repr__(self) -> str:
         s = self.summary()
-        return f"<gpudedup.Result: {s.documents} documents, {s.kept} kept, {s.removed} removed ({s.exact} exact, {s.near} near)>"
+        counts = f"{s.documents} documents, {s.kept} kept, {s.removed} removed ({s.exact} exact, {s.near} near)"
+        return f"<gpudedup.Result: {counts}>"

@@ -68,8 +68,8 @@ class Deduplicator:
     Parameters are those of `gpudedup.deduplicate`; ``keep`` is "first" (the earlier document stays), clustering
     "keepers". Cutting the stream into other batches gives the same removals, and so does one batch of everything.
 
-    Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands; shingle sets of kept documents
-    take half of ``memory``, then unlinked files in ``tmp``. Not for use from several threads at once.
+    Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands; shingle sets of kept
+    documents take half of ``memory``, then unlinked files in ``tmp``. Not for use from several threads at once.
     """
 
     def __init__(self, **options: Any) -> None:

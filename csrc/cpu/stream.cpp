@@ -16,7 +16,7 @@ void KeyTable::insert(uint64_t key, uint32_t value) {
 }
 
 void KeyTable::resize(size_t size) {
-  constexpr size_t OVERHANG = 1024;  // longer runs at 85 % are rarer than one in 10^9
+  constexpr size_t OVERHANG = 1024;  // slots for the run at the end; insert makes more when it is longer
   std::vector<Slot> old(size + OVERHANG, Slot{0, 0, NONE});
   old.swap(slots_);
   size_ = size;

@@ -127,7 +127,7 @@ def is_tokens(kind: pa.DataType) -> bool:
 
 
 def buffers(array: pa.Array) -> tuple[U8 | I64, I32 | I64]:
-    """Values and offsets of a text or token column, null as empty: uint8 or int64 values, int32 or int64 offsets[n + 1]."""
+    """Values (uint8 or int64) and offsets (int32 or int64, [n + 1]) of a text or token column; null is empty."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         array, kind = array.dictionary_decode(), kind.value_type
@@ -138,12 +138,14 @@ def buffers(array: pa.Array) -> tuple[U8 | I64, I32 | I64]:
         kind = array.type
     if array.null_count:
         array = pc.fill_null(array, b"" if "binary" in str(kind) else "")
-    width = np.int64 if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) else np.int32
     _, offsets, data = array.buffers()
     if len(array) == 0 or offsets is None:
         return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int32)
-    bounds = np.frombuffer(offsets, width)[array.offset : array.offset + len(array) + 1]
-    return (np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)), bounds
+    values = np.frombuffer(data, np.uint8) if data is not None and data.size else np.zeros(0, np.uint8)
+    rows = slice(array.offset, array.offset + len(array) + 1)
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return values, np.frombuffer(offsets, np.int64)[rows]
+    return values, np.frombuffer(offsets, np.int32)[rows]
 
 
 def _token_buffers(array: pa.Array) -> tuple[I64, I64]:

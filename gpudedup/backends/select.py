@@ -8,7 +8,7 @@ from gpudedup.params import Params
 
 
 def select_backend(params: Params) -> Backend:
-    """The backend for ``params.device``; "auto" may choose and says why, anything else is obeyed or raises DeviceError."""
+    """The backend for ``params.device``; "auto" may choose and says why, all else is obeyed or raises DeviceError."""
     from gpudedup.backends.cpu import CpuBackend
 
     if params.device in ("auto", "cpu"):

@@ -69,7 +69,7 @@ def _names(shard_names: list[str], shard: I64, null: npt.NDArray[np.bool_] | Non
 
 
 def write_shard(directory: RunDirectory, shard: Shard, removed: pa.Table, keep: npt.NDArray[np.bool_]) -> None:
-    """Write one shard's removals, and what is kept of it or its mask. Raises OutputError, and InputError from reading."""
+    """Write one shard's removals, and what is kept of it or its mask. Raises OutputError and InputError."""
     directory.write_removed(shard.name, removed)
     if directory.output == "kept":
         directory.write_kept(shard.name, lambda path: shard.write_kept(keep, path), rows=int(keep.sum()))

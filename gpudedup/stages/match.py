@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Backend
+from gpudedup.backends.base import I32, U32, Backend
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
+
+Value = TypeVar("Value", np.uint64, np.int32)
 
 
 @dataclass
@@ -104,7 +108,7 @@ def _source_places(values: pa.ChunkedArray, sources: tuple[str, ...]) -> I32:
     return np.ascontiguousarray(filled, np.int32)
 
 
-def _taken(values: U64 | I32 | None, documents: U32) -> U64 | I32 | None:
+def _taken(values: npt.NDArray[Value] | None, documents: U32) -> npt.NDArray[Value] | None:
     return None if values is None else np.ascontiguousarray(values[documents])
 
 

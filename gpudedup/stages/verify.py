@@ -19,7 +19,7 @@ from gpudedup.stages.sign import Progress, ShingleCache, Signed
 
 @dataclass
 class Verified:
-    """The similar pairs that decide: one per removed representative. A pair is left out only if it can change nothing."""
+    """The similar pairs that decide: one per removed representative. What is left out can change nothing."""
 
     decision: _cpu.Decision
     sets: _cpu.SetStore | None
@@ -96,7 +96,7 @@ def verify(
     progress: Progress,
     prior: Verified | None = None,
 ) -> Verified:
-    """Compare candidates, better rank first, as far as it can change a removal or a keeper (docs/spec.md, sections 9, 11).
+    """Compare candidates, better rank first, as far as it can change a removal or a keeper (docs/spec.md, 9 and 11).
 
     ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
     Raises OutputError when the sets fit neither ``memory_bytes`` nor the disk of ``tmp``.

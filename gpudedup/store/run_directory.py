@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -274,7 +274,7 @@ class Run:
         self.path, self.manifest = path, manifest
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
+    def open(cls, path: str | os.PathLike[str]) -> Self:
         """Read the manifest. Raises ArtefactError if the directory holds no finished run or the manifest is damaged."""
         return cls(Path(path), manifests.read(Path(path)))
 
