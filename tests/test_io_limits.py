@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import zlib
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq

@@ -166,6 +166,7 @@ class RunDirectory:
         machine: Any = None,
     ) -> Manifest:
         """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
+        places = {shard: place for place, shard in enumerate(self._names)}
         manifest = Manifest(
             format=manifests.FORMAT,
             spec=spec,
@@ -179,7 +180,7 @@ class RunDirectory:
             counts=counts,
             seconds=seconds,
             inputs=list(inputs),
-            outputs=sorted(self._outputs, key=self._place),
+            outputs=sorted(self._outputs, key=lambda entry: (entry.kind, places[entry.shard])),
             skipped=list(skipped),
             device=device,
             device_reason=device_reason,
@@ -196,9 +197,6 @@ class RunDirectory:
         with contextlib.suppress(OSError):
             (self.path / MARKER).unlink()
         return manifest
-
-    def _place(self, entry: OutputEntry) -> tuple[str, int]:
-        return entry.kind, list(self._names).index(entry.shard)
 
     def remove(self) -> None:
         """Delete every file and folder that this run made, and nothing else."""

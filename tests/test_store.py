@@ -1,0 +1,489 @@
+"""Run directories: whole or absent when written, nothing trusted when read."""
+
+# ruff: noqa: PT012  a block that fails half-way is what many of these tests are about
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
+from gpudedup.store import manifest as manifests
+from gpudedup.store.atomic import atomic_file
+from gpudedup.store.manifest import InputEntry, SkippedEntry
+from gpudedup.store.run_directory import MARKER, Run, RunDirectory, relative_names
+
+REMOVED = pa.table({"shard": ["x"], "row": pa.array([1], pa.int64()), "similarity": [1.0]})
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def finish(run: RunDirectory, shards=()):
+    return run.finish(
+        spec=1,
+        version="0.1",
+        parameters={"threshold": 0.8, "keep": "first"},
+        bands=18,
+        rows=7,
+        counts={"documents": 3, "kept": 2},
+        seconds={"sign": 0.5},
+        inputs=[InputEntry(path=shard, size_bytes=1, mtime_ns=2, rows=3) for shard in shards],
+        skipped=[SkippedEntry(shard="x", first_row=None, count=0, reason="cut off")],
+    )
+
+
+def write_run(out: Path, output="kept", shards=("in/a.parquet", "in/sub/b.jsonl.gz")) -> Path:
+    with RunDirectory.create(out, shards, output=output) as run:
+        for shard in shards:
+            run.write_removed(shard, REMOVED)
+            if output == "kept":
+                run.write_kept(shard, lambda path: path.write_bytes(b"kept"), rows=2)
+            elif output == "mask":
+                run.write_mask(shard, np.array([True, False, True]))
+        finish(run, shards)
+    return out
+
+
+# Atomic files
+
+
+def test_atomic_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "a.txt"
+    with atomic_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+        assert temporary.name.startswith(".")
+    assert path.read_text() == "new"
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "new"
+    assert files(tmp_path) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (
+            errno.ENOSPC,
+            r"cannot write .*a.txt: .*No space left.*; \d+ bytes are free in /.*: free some or choose another",
+        ),
+        (errno.EDQUOT, r"bytes are free"),
+        (errno.EACCES, r"no permission to write there: choose another directory"),
+        (errno.EROFS, r"read-only file system: choose another directory"),
+        (errno.EIO, r"bytes are free in .*; choose another directory"),
+    ],
+)
+def test_system_errors_say_what_to_do(tmp_path, number, message):
+    with pytest.raises(OutputError, match=message), atomic_file(tmp_path / "a.txt") as temporary:
+        temporary.write_text("half")
+        raise OSError(number, os.strerror(number))
+    assert files(tmp_path) == []
+
+
+def test_no_space(tmp_path):
+    """A file size limit of 100 KB stands for a full disk: the writer gets the same error from the system."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with (
+            pytest.raises(OutputError, match=r"cannot write .*kept/a.jsonl: .*larger than this system or its limits"),
+            RunDirectory.create(tmp_path / "out", ["a.jsonl"]) as run,
+        ):
+            run.write_removed("a.jsonl", REMOVED)
+            run.write_kept("a.jsonl", lambda path: path.write_bytes(bytes(1_000_000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert files(tmp_path) == []
+
+
+def test_missing_folder_and_file_in_the_way(tmp_path):
+    with pytest.raises(OutputError, match="No such file"), atomic_file(tmp_path / "missing" / "a.txt") as temporary:
+        temporary.write_text("x")
+    (tmp_path / "file").write_text("x")
+    for out in ("file", "file/out"):
+        with pytest.raises(OutputError, match=r"exists and is not a directory|cannot write .*file: .*File exists"):
+            RunDirectory.create(tmp_path / out, ["a.parquet"])
+
+
+def test_read_only_parent(tmp_path):
+    if os.geteuid() == 0:
+        parent = Path("/proc/1")  # read-only for root too
+        if not parent.is_dir():
+            pytest.skip("no place that root cannot write to")
+    else:
+        parent = tmp_path
+        parent.chmod(0o500)
+    with pytest.raises(OutputError, match=r"cannot write .*out: "):
+        RunDirectory.create(parent / "out", ["a.parquet"])
+
+
+# Writing
+
+
+def test_layout_and_manifest(tmp_path):
+    out = write_run(tmp_path / "deep" / "out")
+    assert files(out) == [
+        "kept",
+        "kept/a.parquet",
+        "kept/sub",
+        "kept/sub/b.jsonl.gz",
+        "manifest.json",
+        "removed",
+        "removed/a.parquet",
+        "removed/sub",
+        "removed/sub/b.jsonl.gz.parquet",
+    ]
+    manifest = msgspec.json.decode((out / "manifest.json").read_bytes())
+    assert manifest["state"] == "complete"
+    assert manifest["parameters"] == {"threshold": 0.8, "keep": "first"}
+    assert manifest["inputs"][1] == {"path": "in/sub/b.jsonl.gz", "size_bytes": 1, "mtime_ns": 2, "rows": 3}
+    assert manifest["skipped"] == [{"shard": "x", "first_row": None, "count": 0, "reason": "cut off"}]
+    kinds = [(entry["kind"], entry["shard"]) for entry in manifest["outputs"]]
+    assert kinds == sorted(kinds), "by kind, then in input order, whatever was written first"
+    entry = manifest["outputs"][0]
+    assert (entry["path"], entry["kind"], entry["shard"], entry["size_bytes"]) == (
+        "kept/a.parquet",
+        "kept",
+        "in/a.parquet",
+        4,
+    )
+    assert len(entry["xxh3_128"]) == 32
+
+
+def test_mask_and_none(tmp_path):
+    out = write_run(tmp_path / "mask", "mask")
+    assert pq.read_table(out / "keep_mask" / "a.parquet").to_pydict() == {"keep": [True, False, True]}
+    assert not (out / "kept").exists()
+    assert "keep_mask" not in files(write_run(tmp_path / "none", "none"))
+    with pytest.raises(ParameterError, match='output must be one of "kept", "mask", "none", got \'all\''):
+        RunDirectory.create(tmp_path / "x", ["a"], output="all")
+
+
+def test_an_empty_directory_is_taken_and_given_back(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(RuntimeError), RunDirectory.create(out, ["a.parquet"]) as run:
+        run.write_removed("a.parquet", REMOVED)
+        raise RuntimeError
+    assert out.is_dir()
+    assert files(out) == []
+    write_run(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("manifest.json", r"out already holds a run; choose another directory or delete it"),
+        (MARKER, r"out holds an unfinished run"),
+        ("thesis.tex", r"out is not empty \(it has 'thesis.tex'\) and holds no run"),
+    ],
+)
+def test_directory_in_use_is_refused_and_left_alone(tmp_path, content, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / content).write_text("x")
+    with pytest.raises(OutputError, match=message):
+        RunDirectory.create(out, ["a.parquet"])
+    assert files(out) == [content]
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    with RunDirectory.create(tmp_path / "out", ["a.parquet"]) as run:
+        with pytest.raises(OutputError, match="unfinished run: one that is going on"):
+            RunDirectory.create(tmp_path / "out", ["b.parquet"])
+        finish(run)
+    assert files(tmp_path / "out") == ["manifest.json"]
+
+
+def test_failure_removes_what_was_made_and_nothing_else(tmp_path):
+    for error in (RuntimeError, KeyboardInterrupt, OutputError):
+        with (
+            pytest.raises(error),
+            RunDirectory.create(tmp_path / "new" / "out", ["a/b.parquet", "a/c/d.parquet"]) as run,
+        ):
+            run.write_removed("a/c/d.parquet", REMOVED)
+            run.write_kept("a/b.parquet", lambda path: path.write_bytes(b"x"))
+            raise error
+        assert files(tmp_path) == []
+    with pytest.raises(RuntimeError), RunDirectory.create(tmp_path / "out", ["b.parquet"]) as run:
+        run.write_removed("b.parquet", REMOVED)
+        (tmp_path / "out" / "removed" / "mine.txt").write_text("the user's")
+        raise RuntimeError
+    assert files(tmp_path) == ["out", "out/removed", "out/removed/mine.txt"]
+
+
+def test_not_finishing_is_failing(tmp_path):
+    with RunDirectory.create(tmp_path / "out", ["b.parquet"]) as run:
+        run.write_removed("b.parquet", REMOVED)
+    assert files(tmp_path) == []
+
+
+CHILD = """
+import sys, time
+from pathlib import Path
+from gpudedup.store.run_directory import RunDirectory
+def slow(path):
+    with open(path, "wb") as file:
+        file.write(b"half")
+        file.flush()
+        print("writing", flush=True)
+        time.sleep(60)
+with RunDirectory.create(sys.argv[1], ["a.jsonl", "b.jsonl"]) as run:
+    run.write_kept("a.jsonl", lambda path: path.write_bytes(b"x"))
+    run.write_kept("b.jsonl", slow)
+"""
+
+
+def test_interrupt_while_writing_leaves_nothing(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.send_signal(signal.SIGINT)
+    start = time.monotonic()
+    assert child.wait(30) != 0
+    assert time.monotonic() - start < 5
+    child.stdout.close()
+    assert files(tmp_path) == []
+
+
+def test_kill_leaves_no_half_file_under_a_final_name(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "out")], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    left = [name for name in files(tmp_path / "out") if not Path(name).name.startswith(".")]
+    assert left == ["kept", "kept/a.jsonl"]
+    with pytest.raises(ArtefactError, match=r"holds no finished run: it has no manifest.json"):
+        Run.open(tmp_path / "out")
+    with pytest.raises(OutputError, match="unfinished run"):
+        RunDirectory.create(tmp_path / "out", ["a.jsonl"])
+
+
+# Names
+
+
+def test_names_are_relative_to_the_deepest_common_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert relative_names([]) == []
+    assert relative_names(["/data/a.parquet"]) == ["a.parquet"]
+    assert relative_names(["/data/x/a.parquet", "/data/y/a.parquet"]) == ["x/a.parquet", "y/a.parquet"]
+    assert relative_names(["/data/a.parquet", "/data/a/b/c.parquet"]) == ["a.parquet", "a/b/c.parquet"]
+    assert relative_names(["/a.parquet", "/b/c.parquet"]) == ["a.parquet", "b/c.parquet"]
+    assert relative_names(["../a.parquet", "./b.parquet"]) == ["a.parquet", f"{tmp_path.name}/b.parquet"]
+    assert relative_names(["x/../../../../../../../../../etc/a.parquet", "/etc/b.parquet"])[1] == "b.parquet"
+    assert relative_names([""]) == ["data.parquet"]
+
+
+@pytest.mark.parametrize(
+    "shards", [["a/x.jsonl", "a/./x.jsonl"], ["a/x.jsonl", "a/b/../x.jsonl"], ["x.jsonl", "x.jsonl.parquet"]]
+)
+def test_colliding_names(tmp_path, shards):
+    with pytest.raises(InputError, match=r"outputs for .* and .* would have the same name '.*x.jsonl.*'; rename one"):
+        RunDirectory.create(tmp_path / "out", shards)
+    assert files(tmp_path) == []
+
+
+def test_names_cannot_leave_the_directory(tmp_path):
+    """Whatever shards are called, every file is below out/."""
+    shards = ["/etc/../x/a.parquet", "../../b.parquet", "..\\c.parquet", "d/..parquet", "e /~/f.parquet"]
+    out = write_run(tmp_path / "out", shards=tuple(shards))
+    assert len(Run.open(out).kept) == len(shards)
+    assert all(path.resolve().is_relative_to(out.resolve()) for path in Run.open(out).kept)
+
+
+def test_output_inside_input(tmp_path):
+    data = tmp_path / "data"
+    (data / "sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(data, target_is_directory=True)
+    inside = [data / "out", data / "sub" / "deep" / "out", tmp_path / "link" / "out", data / ".." / "data" / "out"]
+    for given in (str(data), f"{data}/", f"{data}/**/*.parquet", str(tmp_path / "link")):
+        for out in inside:
+            with pytest.raises(OutputError, match=r"is inside the input .*choose a directory elsewhere"):
+                RunDirectory.create(out, [str(data / "a.parquet")], [given])
+    assert files(data) == ["sub"]
+    RunDirectory.create(data / "out", [str(data / "a.parquet")], [str(data / "*.parquet")]).remove()
+    RunDirectory.create(tmp_path / "data2", [str(data / "a.parquet")], [str(data)]).remove()
+
+
+def test_input_inside_output(tmp_path):
+    with pytest.raises(OutputError, match=r"input .*a.parquet is inside"):
+        RunDirectory.create(tmp_path, [str(tmp_path / "a.parquet")])
+
+
+# Reading
+
+
+def test_reading_back(tmp_path):
+    run = Run.open(write_run(tmp_path / "out"))
+    assert run.removed.num_rows == 2
+    assert run.removed.schema == REMOVED.schema
+    assert [path.read_bytes() for path in run.kept] == [b"kept", b"kept"]
+    assert run.manifest.counts == {"documents": 3, "kept": 2}
+    run.verify()
+    with pytest.raises(ArtefactError, match='was written with output="kept", not "mask"'):
+        run.keep_mask  # noqa: B018
+    mask = Run.open(write_run(tmp_path / "mask", "mask"))
+    assert mask.keep_mask.to_pylist() == [True, False, True] * 2
+    with pytest.raises(ArtefactError, match='output="mask", not "kept"'):
+        mask.kept  # noqa: B018
+
+
+def test_changed_files_are_found(tmp_path):
+    out = write_run(tmp_path / "out")
+    run = Run.open(out)
+    table = (out / "removed" / "a.parquet").read_bytes()
+    (out / "removed" / "a.parquet").write_bytes(table[:-1])
+    with pytest.raises(
+        ArtefactError, match=rf"removed/a.parquet has {len(table) - 1} bytes, but manifest.json says {len(table)}"
+    ):
+        run.removed  # noqa: B018
+    (out / "removed" / "a.parquet").write_bytes(table[:50] + bytes([table[50] ^ 1]) + table[51:])
+    with pytest.raises(ArtefactError, match=r"has checksum [0-9a-f]{32}, but manifest.json says [0-9a-f]{32}"):
+        run.removed  # noqa: B018
+    (out / "removed" / "a.parquet").unlink()
+    with pytest.raises(ArtefactError, match=r"removed/a.parquet is missing, though manifest.json lists it"):
+        run.removed  # noqa: B018
+    (out / "removed" / "a.parquet").mkdir()
+    with pytest.raises(ArtefactError, match="is missing"):
+        run.removed  # noqa: B018
+    (out / "kept" / "a.parquet").write_bytes(b"kepT")
+    assert len(run.kept) == 2, "sizes only"
+    with pytest.raises(ArtefactError, match=r"has checksum|is missing"):
+        run.verify()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b'{"format":1}', b"[" * 100_000])
+def test_damaged_manifest(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtefactError, match=r"manifest.json is damaged: "):
+        Run.open(tmp_path)
+
+
+def test_what_is_no_run(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ArtefactError, match=r"holds no finished run: it has no manifest.json"):
+            Run.open(path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtefactError, match=r"cannot read .*file/manifest.json"):
+        Run.open(tmp_path / "file")
+    (tmp_path / "manifest.json").symlink_to("/etc/passwd")
+    with pytest.raises(ArtefactError, match="is a symbolic link"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("../secret.parquet", "removed"),
+        ("removed/../../secret.parquet", "removed"),
+        ("/etc/passwd", "removed"),
+        ("removed//etc/passwd", "removed"),
+        ("./removed/a.parquet", "removed"),
+        ("removed", "removed"),
+        ("removed/", "removed"),
+        ("", "removed"),
+        ("kept/a.parquet", "removed"),
+        ("removed/a\0.parquet", "removed"),
+        ("manifest.json", "manifest.json"),
+        ("signatures/a.arrow", "signatures"),
+    ],
+)
+def test_hostile_paths(tmp_path, path, kind):
+    out = write_run(tmp_path / "out")
+    edit(out, lambda manifest: manifest["outputs"][0].update(path=path, kind=kind))
+    with pytest.raises(ArtefactError, match="which is no file of a run"):
+        Run.open(out)
+
+
+def edit(out: Path, change) -> None:
+    manifest = msgspec.json.decode((out / "manifest.json").read_bytes())
+    change(manifest)
+    (out / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+
+
+def test_hostile_links(tmp_path):
+    out = write_run(tmp_path / "out")
+    (tmp_path / "secret").write_bytes((out / "kept" / "a.parquet").read_bytes())
+    (out / "kept" / "a.parquet").unlink()
+    (out / "kept" / "a.parquet").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtefactError, match=r"kept/a.parquet is a symbolic link, which no run writes"):
+        Run.open(out)
+    out = write_run(tmp_path / "two")
+    (out / "removed").rename(tmp_path / "elsewhere")
+    (out / "removed").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtefactError, match=r"two/removed is a symbolic link"):
+        Run.open(out)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda manifest: manifest.update(format=2), "has format 2, this version of gpudedup reads format 1"),
+        (lambda manifest: manifest.update(state="running"), "is in state 'running', not \"complete\""),
+        (lambda manifest: manifest.update(outputs={}), "is damaged: Expected `array`"),
+        (lambda manifest: manifest["outputs"][0].update(size_bytes="1"), "is damaged: Expected `int`"),
+        (lambda manifest: manifest["outputs"][0].update(size_bytes=-1), "gives 'kept/a.parquet' -1 bytes"),
+        (lambda manifest: manifest["outputs"][0].update(rows=-5), "and -5 rows"),
+        (lambda manifest: manifest.pop("inputs"), "missing required field `inputs`"),
+    ],
+)
+def test_wrong_manifests(tmp_path, change, message):
+    out = write_run(tmp_path / "out")
+    edit(out, change)
+    with pytest.raises(ArtefactError, match=message):
+        Run.open(out)
+
+
+def test_wrong_counts_and_contents(tmp_path):
+    out = write_run(tmp_path / "out")
+    first = [entry.path for entry in Run.open(out).manifest.outputs].index("removed/a.parquet")
+    edit(out, lambda manifest: manifest["outputs"][first].update(rows=10**18))
+    with pytest.raises(ArtefactError, match=f"has 1 rows, but manifest.json says {10**18}"):
+        Run.open(out).removed  # noqa: B018
+    path = out / "removed" / "a.parquet"
+    path.write_bytes(b"no parquet")
+
+    def fit(manifest):
+        manifest["outputs"][first].update(rows=1, size_bytes=10, xxh3_128=manifests.checksum(path))
+
+    edit(out, fit)
+    with pytest.raises(ArtefactError, match=r"removed/a.parquet cannot be read"):
+        Run.open(out).removed  # noqa: B018
+    out = write_run(tmp_path / "mask", "mask")
+    path = out / "keep_mask" / "a.parquet"
+    pq.write_table(pa.table({"keep": [1, 0, 1]}), path)
+    entry = next(n for n, entry in enumerate(Run.open(out).manifest.outputs) if entry.path == "keep_mask/a.parquet")
+    edit(out, lambda m: m["outputs"][entry].update(size_bytes=path.stat().st_size, xxh3_128=manifests.checksum(path)))
+    with pytest.raises(ArtefactError, match="not one boolean 'keep'"):
+        Run.open(out).keep_mask  # noqa: B018
+
+
+def test_large_mask(tmp_path, monkeypatch):
+    monkeypatch.setattr("gpudedup.store.run_directory.MASK_ROWS", 1000)
+    keep = np.random.default_rng(1).random(4500) < 0.5
+    with RunDirectory.create(tmp_path / "out", [""], output="mask") as run:
+        run.write_mask("", keep)
+        finish(run)
+    assert (tmp_path / "out" / "keep_mask" / "data.parquet").is_file()
+    assert Run.open(tmp_path / "out").keep_mask.to_pylist() == keep.tolist()
