@@ -1,0 +1,127 @@
+"""Growth: CPU time at eight times the text, and clusters made to be quadratic. Ratios, so each case has its base."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from common import ROUNDS, cache_directory, corpus_files, count, load, run_job
+from pool import Pool, load_pool, mix, noise
+
+STEPS = (1, 2, 4, 8)
+STEP_MEGABYTES = 125
+
+
+def cpu_seconds(files: list[str], rounds: int) -> tuple[float, dict[str, Any]]:
+    """Median CPU seconds of the job without start-up, and the report of one round."""
+    reports = [run_job(files, output="mask").report for _ in range(rounds)]
+    return statistics.median(report["cpu_seconds"] for report in reports), reports[-1]
+
+
+@pytest.mark.parametrize("mix_name", ["mixed"])
+def bench_eightfold(benchmark: Any, mix_name: str) -> None:
+    """The same cluster law at 1, 2, 4 and 8 times the text."""
+    found: dict[int, tuple[float, dict[str, Any]]] = {}
+
+    def grow() -> None:
+        for step in STEPS:
+            found[step] = cpu_seconds(corpus_files(mix_name, step * STEP_MEGABYTES, plain=True), ROUNDS)
+
+    benchmark.pedantic(grow, rounds=1)
+    base, base_report = found[1]
+    benchmark.extra_info.update(
+        cpu_seconds={step: round(seconds, 3) for step, (seconds, _) in found.items()},
+        text_bytes={step: report["text_bytes"] for step, (_, report) in found.items()},
+        cpu_ratio=round(found[8][0] / base, 2),
+        text_ratio=round(found[8][1]["text_bytes"] / base_report["text_bytes"], 2),
+        load=load(),
+    )
+
+
+# ------------------------------------------------------------------------------------------------- hostile clusters
+
+
+def unrelated(pool: Pool, number: int, words: int) -> pa.Array:
+    starts = pool.draw(0, noise(11, number * (words // 3)))
+    return texts(pool, (starts[:, None] + np.arange(3, dtype=np.int32)).reshape(number, -1))
+
+
+def near_copies(pool: Pool, number: int, words: int) -> pa.Array:
+    """One text, 1 % of its words replaced: any two have J of about 0.8 to 0.9."""
+    base = pool.draw(0, noise(12, words))
+    bits = noise(13, number * words).reshape(number, words)
+    return texts(pool, np.where(bits % np.uint64(100) == 0, pool.draw(0, mix(bits)), base))
+
+
+def common_head(pool: Pool, number: int, head: int, tail: int) -> pa.Array:
+    """Texts that share ``head`` words and then differ: J = (head - 4) / (head - 4 + 2 tail) between any two."""
+    shared = np.broadcast_to(pool.draw(0, noise(14, head)), (number, head))
+    own = pool.draw(0, noise(15, number * tail)).reshape(number, tail)
+    return texts(pool, np.concatenate([shared, own], axis=1))
+
+
+def texts(pool: Pool, words: Any) -> pa.Array:
+    taken = pool.pieces.take(pa.array(np.ascontiguousarray(words).ravel()))
+    ends = np.frombuffer(taken.buffers()[1], np.int64)[: taken.offset + len(taken) + 1 : words.shape[1]]
+    return pa.Array.from_buffers(
+        pa.large_string(), len(words), [None, pa.py_buffer(ends.tobytes()), taken.buffers()[2]]
+    )
+
+
+def cost(make: Callable[[], pa.Array]) -> tuple[float, dict[str, Any]]:
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as work:
+        file = str(Path(work, "part-0.parquet"))
+        pq.write_table(pa.table({"text": make()}), file, compression="zstd", use_dictionary=False)
+        seconds, report = cpu_seconds([file], ROUNDS)
+    return seconds, {name: report[name] for name in ("removed", "compared_pairs", "longest_bucket", "documents")}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Pool:
+    return load_pool("english")
+
+
+def bench_cluster_of_near_copies(benchmark: Any, pool: Pool) -> None:
+    """10^4 near-copies of one document over 10^4 unrelated ones."""
+    _compare(benchmark, lambda: near_copies(pool, count(10_000), 300), lambda: unrelated(pool, count(10_000), 300))
+
+
+def bench_just_below_threshold(benchmark: Any, pool: Pool) -> None:
+    """10^4 documents, any two at J = 0.75, at t = 0.8: each has candidates and none is similar."""
+    _compare(benchmark, lambda: common_head(pool, count(10_000), 250, 41), lambda: unrelated(pool, count(10_000), 291))
+
+
+def bench_bucket_of_a_million(benchmark: Any, pool: Pool) -> None:
+    """10^6 documents in one bucket over 10^5: 10 is linear."""
+    _compare(
+        benchmark, lambda: common_head(pool, count(1_000_000), 24, 1), lambda: common_head(pool, count(100_000), 24, 1)
+    )
+
+
+def bench_bucket_of_a_million_below_threshold(benchmark: Any, pool: Pool) -> None:
+    """The same with J = 0.67 between any two, so that windows and not removals bound the work."""
+    _compare(
+        benchmark, lambda: common_head(pool, count(1_000_000), 24, 5), lambda: common_head(pool, count(100_000), 24, 5)
+    )
+
+
+def _compare(benchmark: Any, hard: Callable[[], pa.Array], base: Callable[[], pa.Array]) -> None:
+    found: list[tuple[float, dict[str, Any]]] = []
+    benchmark.pedantic(lambda: found.extend([cost(hard), cost(base)]), rounds=1)
+    (seconds, report), (base_seconds, base_report) = found
+    benchmark.extra_info.update(
+        cpu_seconds=round(seconds, 3),
+        base_cpu_seconds=round(base_seconds, 3),
+        cpu_ratio=round(seconds / base_seconds, 2),
+        case=json.dumps(report),
+        base=json.dumps(base_report),
+        load=load(),
+    )

@@ -1,0 +1,58 @@
+"""One job in a process of its own: python job.py ORDER.json. Prints one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    begin = time.perf_counter()
+    order: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    import gpudedup
+
+    imported = time.perf_counter() - begin
+    began, cpu = time.perf_counter(), time.process_time()
+    found: dict[str, Any] = {}
+    if order["mode"] == "decode":
+        found = decode(order["files"])
+    elif order["mode"] == "run":
+        summary = gpudedup.run(order["files"], order["out"], **order["options"]).summary()
+        found = {
+            "stages": summary.seconds,
+            "documents": summary.documents,
+            "text_bytes": summary.text_bytes,
+            "removed": summary.removed,
+            "exact": summary.exact,
+            "compared_pairs": summary.compared_pairs,
+            "longest_bucket": summary.longest_bucket,
+            "device": summary.device,
+            "workers": summary.workers,
+        }
+    else:
+        assert order["mode"] == "start"
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(json.dumps({"import_seconds": imported, "seconds": seconds, "cpu_seconds": cpu, **found}))
+
+
+def decode(files: list[str]) -> dict[str, Any]:
+    """Reads as the job's sign stage does, and does nothing with it."""
+    from gpudedup.io import open_paths
+    from gpudedup.machine import default_memory_bytes
+
+    source = open_paths(files, text_column="text", columns=["text"], memory_bytes=default_memory_bytes())
+    size = documents = 0
+    for shard in source.shards:
+        for batch in shard.read(["text"]):
+            documents += len(batch.rows)
+            size += batch.columns.column(0).nbytes
+    source.close()
+    return {"documents": documents, "text_bytes": size, "cores": os.cpu_count()}
+
+
+if __name__ == "__main__":
+    main()
