@@ -130,6 +130,7 @@ class Stream {
   /// Decides the next documents in order.
   StreamDecision decide(Context& context, const StreamBatch& batch);
 
+  const StreamPlan& plan() const { return plan_; }
   int64_t documents() const { return documents_; }
   uint64_t compared() const { return compared_; }
   uint64_t set_bytes_in_memory() const { return sets_.bytes_in_memory(); }

@@ -276,6 +276,8 @@ py::tuple decide_stream(Stream& stream, Array<uint32_t> lanes, Array<uint64_t> c
   require_size(across, count, "across must have one value a document");
   require_size(offsets, count + 1, "offsets must have one more value than documents");
   require(static_cast<bool>(hashes) == static_cast<bool>(offsets), "hashes and offsets go together");
+  require(hashes || stream.plan().verify != StreamPlan::Verify::exact, "verify = exact needs hashes");
+  require(stream.plan().lane_count == lane_count, "num_perm must be that of the stream");
   if (hashes) {
     for (size_t i = 0; i < count; ++i) require(offsets->data()[i] <= offsets->data()[i + 1], "offsets must ascend");
     require(offsets->data()[0] >= 0 && offsets->data()[count] <= hashes->size(), "offsets reach past the hashes");

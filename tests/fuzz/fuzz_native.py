@@ -1,0 +1,226 @@
+"""Random and damaged arguments for every native entry point; meant for a build with sanitizers.
+
+    GPUDEDUP_SANITIZE=address,undefined python setup.py build_ext --inplace
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+        python tests/fuzz/fuzz_native.py --executions 1000000 --seed 0
+
+An execution is one call. It must give a result that fits its arguments or raise ValueError or TypeError; a sanitizer
+ends the process at anything else. Equal seeds make equal calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gpudedup import _cpu
+
+PIECES = [
+    *(b"word", b" ", b"\n", b"_", b"A", b"0", b"x" * 64, b"y" * 65, b" " * 63, b"\0", b"\x7f"),
+    *(
+        "é".encode(),
+        "中".encode(),
+        "說".encode(),
+        "한".encode(),
+        "ﷺ".encode(),
+        "\u3300".encode(),
+        "\U00020000".encode(),
+    ),
+    *("\u0301".encode(), "\u200b".encode(), "\u00ad".encode(), "ก".encode(), "™".encode(), "\U0010ffff".encode()),
+    *(b"\xff", b"\x80", b"\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\xaf"),
+]
+Rng = random.Random
+
+
+def some_text(rng: Rng) -> bytes:
+    kind = rng.random()
+    if kind < 0.2:
+        return rng.randbytes(rng.randrange(300))
+    if kind < 0.25:
+        return rng.choice(PIECES) * rng.randrange(9000)
+    text = bytearray(b"".join(rng.choice(PIECES) for _ in range(rng.randrange(60))))
+    for _ in range(rng.randrange(4)):
+        if text:
+            text[rng.randrange(len(text))] = rng.randrange(256)
+    return bytes(text)
+
+
+def some_offsets(rng: Rng, size: int) -> np.ndarray:
+    """Mostly good: ascending and within the text."""
+    count = rng.randrange(1, 9)
+    offsets = sorted(rng.randrange(size + 1) for _ in range(count))
+    if rng.random() < 0.15:
+        offsets[rng.randrange(count)] = rng.choice([-1, size + 1, 2**31 - 1, -(2**31)])
+    if rng.random() < 0.05:
+        rng.shuffle(offsets)
+    if rng.random() < 0.02:
+        offsets = []
+    return np.array(offsets, rng.choice([np.int32, np.int64]))
+
+
+def fuzz_sign(rng: Rng) -> None:
+    text = some_text(rng)
+    unit = rng.choice(["word", "word", "char", "tokens"])
+    signer = _cpu.Signer(
+        unit=unit,
+        n=rng.choice([1, 2, 5, 8, 9, 256]),
+        fold=rng.choice(["none", "case", "full"]),
+        num_perm=rng.choice([0, 1, 63, 64, 65]),
+        seed=rng.randrange(2**64),
+    )
+    values: Any = np.frombuffer(text, np.uint8)
+    if unit == "tokens":
+        values = np.frombuffer(text[: len(text) // 8 * 8], np.int64)
+    offsets = some_offsets(rng, len(values))
+    lanes, content, units, hashes, bounds = signer.sign(
+        values, offsets, keep_hashes=rng.random() < 0.5, workers=rng.choice([1, 1, 1, 2])
+    )
+    assert len(lanes) == len(content) == len(units) == len(offsets) - 1
+    assert (hashes is None) == (bounds is None)
+    if hashes is not None and bounds is not None:
+        assert bounds[-1] == len(hashes)
+        assert ((np.diff(bounds) == 0) == (units == 0)).all()
+
+
+def fuzz_hash_values(rng: Rng) -> None:
+    text = some_text(rng)
+    _cpu.hash_values(np.frombuffer(text, np.uint8), some_offsets(rng, len(text)))
+
+
+def fuzz_intersect(rng: Rng) -> None:
+    left, right = (np.unique(some_numbers(rng, rng.randrange(100), 200)) for _ in range(2))
+    assert _cpu.intersect(left, right, 0) == len(np.intersect1d(left, right))
+
+
+def some_numbers(rng: Rng, count: int, limit: int) -> np.ndarray:
+    return np.array([rng.randrange(limit) for _ in range(count)], np.uint32)
+
+
+def some_lanes(rng: Rng, count: int, num_perm: int) -> np.ndarray:
+    return np.array([[rng.randrange(3) for _ in range(num_perm)] for _ in range(count)], np.uint32).reshape(
+        count, num_perm
+    )
+
+
+def optional(rng: Rng, count: int, kind: type) -> Any:
+    if rng.random() < 0.5:
+        return None
+    return np.array([rng.randrange(3) for _ in range(count + (rng.random() < 0.03))], kind)
+
+
+def fuzz_group(rng: Rng) -> None:
+    count = rng.randrange(12)
+    content = np.array([[rng.randrange(3), rng.randrange(2)] for _ in range(count)], np.uint64).reshape(count, 2)
+    order = some_numbers(rng, count, max(1, count + (rng.random() < 0.1)))
+    leader = _cpu.group_content(
+        order, content, within=optional(rng, count, np.int32), across=optional(rng, count, np.int32), workers=1
+    )
+    assert (leader <= np.arange(count)).all()
+
+
+def fuzz_verify(rng: Rng) -> None:
+    count, num_perm = rng.randrange(40), rng.choice([4, 9])
+    lanes = _cpu.Lanes([some_lanes(rng, count, num_perm)], num_perm)
+    documents = np.arange(count, dtype=np.uint32)
+    if rng.random() < 0.05 and count:
+        documents[rng.randrange(count)] = rng.choice([count, 2**32 - 1])
+    buckets = _cpu.Buckets(
+        lanes,
+        documents,
+        scope_keys=optional(rng, count, np.uint64),
+        scopes=optional(rng, count, np.int32),
+        across=optional(rng, count, np.int32),
+        bands=rng.choice([1, 2, 4, 5]),
+        rows=rng.choice([1, 2]),
+        window=rng.choice([1, 2, 64]),
+        workers=rng.choice([1, 2]),
+    )
+    store = _cpu.SetStore(count=count, memory_bytes=rng.choice([0, 1 << 30]), directory="/tmp")
+    hashes, offsets = some_numbers(rng, 200, 50), some_offsets(rng, 200).astype(np.int64)
+    rows = some_numbers(rng, count, max(1, len(offsets) - (rng.random() < 0.97)))
+    store.add(documents.copy(), rows, hashes, offsets, workers=1)
+    leader = optional(rng, 0, np.uint32)
+    by = rng.choice(["sets", "lanes", "nothing"])
+    options: dict[str, Any] = {
+        "components": rng.random() < 0.3,
+        "sets": store if by == "sets" else None,
+        "lanes": lanes if by == "lanes" else None,
+        "documents": documents,
+        "leader": leader if leader is not None and count == 0 else None,
+        "workers": rng.choice([1, 2]),
+    }
+    low = _cpu.verify(buckets, threshold_ppm=rng.randrange(1, 10**6), prior=None, **options)
+    keeper, part, whole = low.arrays()
+    assert (keeper[keeper != _cpu.NONE] < count).all()
+    assert (part <= whole).all()
+    if not options["components"]:
+        _cpu.verify(buckets, threshold_ppm=10**6, prior=low, **options)
+        _cpu.undecided_documents(buckets, low)
+
+
+def fuzz_stream(rng: Rng) -> None:
+    num_perm, across = 6, rng.random() < 0.3
+    stream = _cpu.Stream(
+        bands=3,
+        rows=rng.choice([1, 2, 3]),
+        num_perm=num_perm,
+        window=rng.choice([1, 3]),
+        threshold_ppm=rng.randrange(1, 10**6),
+        verify=rng.choice(["exact", "signature", "none"]),
+        across=across,
+        memory_bytes=1 << 26,
+        directory="/tmp",
+    )
+    for _ in range(rng.randrange(4)):
+        count = rng.randrange(12)
+        sizes = [rng.randrange(9) for _ in range(count)]
+        offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+        if rng.random() < 0.05:
+            offsets[rng.randrange(len(offsets))] = rng.choice([-1, 10**9])
+        keeper, *_ = stream.decide(
+            lanes=some_lanes(rng, count, num_perm),
+            content=np.array([[rng.randrange(5), 0] for _ in range(count)], np.uint64).reshape(count, 2),
+            unit_count=np.array([rng.randrange(3) for _ in range(count)], np.uint64),
+            scopes=optional(rng, count, np.int32),
+            across=optional(rng, count, np.int32),
+            hashes=some_numbers(rng, sum(sizes), 30) if rng.random() < 0.9 else None,
+            offsets=offsets if rng.random() < 0.9 else None,
+            num_perm=num_perm,
+        )
+        assert (keeper < stream.documents).all()
+
+
+TARGETS: list[tuple[int, Callable[[Rng], None]]] = [
+    *((6, fuzz_sign), (1, fuzz_hash_values), (1, fuzz_intersect), (1, fuzz_group), (2, fuzz_verify), (2, fuzz_stream))
+]
+
+
+def fuzz(executions: int, seed: int) -> dict[str, int]:
+    """Calls by outcome: "result" or "refused"."""
+    rng = random.Random(seed)
+    targets = [target for weight, target in TARGETS for _ in range(weight)]
+    outcomes = {"result": 0, "refused": 0}
+    for _ in range(executions):
+        try:
+            rng.choice(targets)(rng)
+            outcomes["result"] += 1
+        except (ValueError, TypeError):
+            outcomes["refused"] += 1
+    return outcomes
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--executions", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    counts = fuzz(arguments.executions, arguments.seed)
+    print(
+        f"{arguments.executions} executions, seed {arguments.seed}, tier {_cpu.tier()}: {counts}, {time.monotonic() - start:.0f} s"
+    )
