@@ -269,8 +269,15 @@ KINDS = [
     pa.large_string(),
     pa.string_view(),
     pa.dictionary(pa.int32(), pa.string()),
-    pa.dictionary(pa.int8(), pa.large_string()),
+    pa.dictionary(pa.int32(), pa.large_string()),
 ]
+
+
+def make_array(values, kind):
+    """As pa.array, also for dictionaries of large_string before Arrow 22."""
+    if pa.types.is_dictionary(kind):
+        return pa.array(values, kind.value_type).dictionary_encode()
+    return pa.array(values, kind)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -280,7 +287,7 @@ def test_any_slices_of_any_type(data):
     texts = data.draw(st.lists(st.none() | st.text(max_size=40), max_size=40))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(texts)), max_size=4)))
     chunks = [
-        pa.array([None, *texts[a:b], "pad"], kind).slice(1, b - a)
+        make_array([None, *texts[a:b], "pad"], kind).slice(1, b - a)
         for a, b in zip([0, *cuts], [*cuts, len(texts)], strict=True)
     ]
     table = pa.table({"text": pa.chunked_array(chunks, kind), "lists": [[text] for text in texts]})
@@ -298,7 +305,7 @@ def test_any_slices_of_any_type(data):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_slices_are_bounded_by_decoded_bytes(kind):
     texts = ["x" * 1000, "y", None, "z" * 5000, ""] * 100
-    batch = pa.record_batch({"text": pa.array(["pad", *texts], kind)}).slice(1)
+    batch = pa.record_batch({"text": make_array(["pad", *texts], kind)}).slice(1)
     assert value_bytes(batch.column(0)).tolist() == [len(text or "") for text in texts]
     pieces = list(bounded_slices(batch, 7000))
     assert [first for first, _ in pieces] == [

@@ -158,7 +158,7 @@ def odd_table(rows: int) -> pa.Table:
         "view": cycle(["a" * 20, None, "b"], pa.string_view()),
         "dictionary": cycle(["x", "y", None], pa.dictionary(pa.int16(), pa.string())),
         "decimal": cycle([decimal.Decimal("1.23"), None], pa.decimal128(10, 2)),
-        "zoned": cycle([1, None, 10**15], pa.timestamp("ns", "Asia/Shanghai")),
+        "zoned": cycle([1000, None, 10**15], pa.timestamp("ns", "Asia/Shanghai")),
         "micro": cycle([1, None], pa.timestamp("us")),
         "struct": cycle(
             [{"a": 1, "b": ["x"]}, None, {"a": None, "b": []}], pa.struct({"a": pa.int8(), "b": pa.list_(pa.string())})
@@ -166,7 +166,7 @@ def odd_table(rows: int) -> pa.Table:
         "lists": cycle([["a", None], None, []], pa.large_list(pa.large_string())),
         "views": cycle([["a", "b" * 30], None, []], pa.list_(pa.string_view())),
         "map": cycle([[("k", 1)], None, []], pa.map_(pa.string(), pa.int32())),
-        "fixed": cycle([[1, 2], None], pa.list_(pa.int32(), 2)),
+        "fixed": cycle([[1, 2], [3, None]], pa.list_(pa.int32(), 2)),
         "half": cycle([1.5, None], pa.float16()),
         "duration": cycle([1, None], pa.duration("us")),
         "time": cycle([1, None], pa.time32("ms")),

@@ -66,13 +66,29 @@ def value_bytes(column: pa.Array) -> Rows:
         return np.where(column.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
     if is_text(kind):
         return np.asarray(pc.binary_length(column).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
-    return np.full(len(column), -(-column.nbytes // max(1, len(column))), dtype=np.int64)
+    return np.full(len(column), -(-_array_bytes(column) // max(1, len(column))), dtype=np.int64)
+
+
+def batch_bytes(batch: pa.RecordBatch) -> int:
+    """Bytes of a batch's rows as they are held: what other rows of shared buffers take does not count."""
+    return sum(_array_bytes(column) for column in batch.columns)
+
+
+def _array_bytes(column: pa.Array) -> int:
+    if pt.is_string_view(column.type) or pt.is_binary_view(
+        column.type
+    ):  # Arrow counts all of the shared buffers, or none
+        return 16 * len(column) + int(value_bytes(column).sum())
+    try:
+        return int(column.nbytes)
+    except pa.ArrowException:  # views within lists, before Arrow 22
+        return int(column.get_total_buffer_size())
 
 
 def bounded_slices(batch: pa.RecordBatch, target_bytes: int = TARGET_BYTES) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(first row, slice) of consecutive slices of at most ``target_bytes`` decoded bytes or one row; no copies."""
     dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
-    if batch.num_rows <= MAX_ROWS and not dictionaries and batch.nbytes <= target_bytes:
+    if batch.num_rows <= MAX_ROWS and not dictionaries and batch_bytes(batch) <= target_bytes:
         if batch.num_rows:
             yield 0, batch
         return
@@ -114,19 +130,19 @@ def merge(parts: Iterable[tuple[Rows, pa.RecordBatch]]) -> Iterator[tuple[Rows, 
     size_bytes = row_count = 0
     for rows, batch in parts:
         dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
-        if dictionaries or batch.nbytes > TARGET_BYTES or batch.num_rows > MAX_ROWS:
+        if dictionaries or batch_bytes(batch) > TARGET_BYTES or batch.num_rows > MAX_ROWS:
             if waiting:
                 yield _join(waiting)
                 waiting, size_bytes, row_count = [], 0, 0
             for first, piece in bounded_slices(batch):
                 yield rows[first : first + piece.num_rows], piece
             continue
-        if waiting and (size_bytes + batch.nbytes > TARGET_BYTES or row_count + batch.num_rows > MAX_ROWS):
+        if waiting and (size_bytes + batch_bytes(batch) > TARGET_BYTES or row_count + batch.num_rows > MAX_ROWS):
             yield _join(waiting)
             waiting, size_bytes, row_count = [], 0, 0
         if batch.num_rows:
             waiting.append((rows, batch))
-            size_bytes += batch.nbytes
+            size_bytes += batch_bytes(batch)
             row_count += batch.num_rows
     if waiting:
         yield _join(waiting)

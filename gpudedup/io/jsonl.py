@@ -66,7 +66,8 @@ _PYTHON_TYPES: dict[pa.DataType, Any] = {
     pa.bool_(): bool | None,
     pa.null(): None,
 }
-_BAD_LINE = (ValueError, RecursionError)  # msgspec's errors are ValueErrors
+_BAD_JSON = (ValueError, msgspec.MsgspecError)  # before msgspec 0.20 these are no ValueErrors
+_BAD_LINE = (*_BAD_JSON, RecursionError)
 
 Decode = Callable[[bytes], Any]
 
@@ -313,7 +314,7 @@ class JsonlShard:
                 return decode(line)
             except msgspec.ValidationError:
                 raise
-            except ValueError:
+            except _BAD_JSON:
                 repaired = _repaired(line) if len(line) < LONG_BYTES else line
                 if repaired == line:
                     raise
@@ -493,7 +494,7 @@ def _long_text(escaped: memoryview, piece_bytes: int = 1 << 20) -> bytearray:
         piece = b'"' + escaped[at:stop].tobytes() + b'"'
         try:
             value = decode(piece)
-        except ValueError:
+        except _BAD_JSON:
             value = decode(_repaired(piece))
         text += value.encode()
         at = stop

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from gpudedup.backends.cpu import is_tokens
 from gpudedup.errors import InputError
-from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, bounded_slices, is_text, merge, say, take
+from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, is_text, merge, say, take
 from gpudedup.io.parquet import column_of
 from gpudedup.io.source import Batch, Skipped
 from gpudedup.store.atomic import output_errors
@@ -90,7 +90,7 @@ class Spool:
                 waiting_bytes = 0
                 for _, batch in merge((np.zeros(batch.num_rows, np.int64), batch) for batch in batches):
                     waiting.append(batch)
-                    waiting_bytes += batch.nbytes
+                    waiting_bytes += batch_bytes(batch)
                     if waiting_bytes >= TARGET_BYTES:
                         self._write(file, waiting)
                         waiting, waiting_bytes = [], 0
@@ -181,7 +181,7 @@ class MemoryShard:
                 waiting_bytes = 0
                 for _, batch in merge(self._rows(None, np.flatnonzero(keep))):
                     waiting.append(batch)
-                    waiting_bytes += batch.nbytes
+                    waiting_bytes += batch_bytes(batch)
                     if waiting_bytes >= ROW_GROUP_BYTES:
                         writer.write_table(pa.Table.from_batches(waiting, schema))
                         waiting, waiting_bytes = [], 0
@@ -264,7 +264,7 @@ def hold_or_spool(batches: Iterator[pa.RecordBatch], schema: pa.Schema, memory_b
     held_bytes = 0
     for batch in batches:
         held.append(batch)
-        held_bytes += batch.nbytes
+        held_bytes += batch_bytes(batch)
         if held_bytes > memory_bytes // HELD_SHARE:
             spool = Spool(schema, tmp)
 

@@ -26,6 +26,7 @@ from gpudedup.io.batches import (
     READ_ERRORS,
     TARGET_BYTES,
     Rows,
+    batch_bytes,
     bounded_slices,
     is_text,
     merge,
@@ -148,8 +149,9 @@ class ParquetShard:
         encoded = sorted(repeated)
         with self._open(encoded) as parquet:
             schema = parquet.schema_arrow
+        options = self._writer_options()
         with output_errors(path), pa.OSFile(str(path), "wb") as sink:
-            with pq.ParquetWriter(sink, schema, store_schema=False, **self._writer_options()) as writer:
+            with pq.ParquetWriter(sink, schema, store_schema=False, **options) as writer:
                 self.file.check_unchanged()
                 for group in groups:
                     with self._gathered(group, keep, encoded, schema) as table:
@@ -197,7 +199,7 @@ class ParquetShard:
                 if not batch.num_rows:
                     continue
                 held.append(batch)
-                held_bytes += batch.nbytes
+                held_bytes += batch_bytes(batch)
                 if held_bytes > self._memory_bytes // SPILL_SHARE:
                     if spill is None:
                         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpudedup-", dir=self._tmp))
@@ -217,17 +219,18 @@ class ParquetShard:
         """Options that make the output like the input: codec and dictionary per column, page index, sorting."""
         if not self._footer.num_row_groups or not self._leaves:
             return {"compression": "zstd"}
-        group = self._footer.row_group(0)
-        chunks = [group.column(leaf) for leaf in range(group.num_columns)]
-        options: dict[str, Any] = {
-            "compression": {chunk.path_in_schema: _CODECS.get(str(chunk.compression), "zstd") for chunk in chunks},
-            "use_dictionary": [chunk.path_in_schema for chunk in chunks if chunk.has_dictionary_page] or False,
-            "use_compliant_nested_type": False,  # list items keep the name that they have
-            "write_page_index": all(chunk.has_offset_index for chunk in chunks),
-        }
-        if group.sorting_columns:
-            options["sorting_columns"] = group.sorting_columns
-        return options
+        with self._reading(0):
+            group = self._footer.row_group(0)
+            chunks = [(column.path, group.column(leaf)) for leaf, column in enumerate(self._leaves)]
+            options: dict[str, Any] = {
+                "compression": {path: _CODECS.get(str(chunk.compression), "zstd") for path, chunk in chunks},
+                "use_dictionary": [path for path, chunk in chunks if chunk.has_dictionary_page] or False,
+                "use_compliant_nested_type": False,  # list items keep the name that they have
+                "write_page_index": all(chunk.has_offset_index for _, chunk in chunks),
+            }
+            if group.sorting_columns:
+                options["sorting_columns"] = group.sorting_columns
+            return options
 
     def _open(self, encoded: Sequence[str] = ()) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -317,7 +320,7 @@ class ParquetShard:
         largest_bytes = max(pages.dictionary_bytes, int(pages.page_bytes.max(initial=0)))
         if largest_bytes > self._memory_bytes // PAGE_SHARE:
             raise MemoryLimitError(
-                f"{self._place(group)}: a page of column {chunk.path_in_schema!r} has {largest_bytes} bytes, and "
+                f"{self._place(group)}: a page of column {self._leaves[leaf].path!r} has {largest_bytes} bytes, and "
                 f"memory={self._memory_bytes} allows {self._memory_bytes // PAGE_SHARE}; "
                 f"use memory={PAGE_SHARE * largest_bytes} or more"
             )
@@ -331,9 +334,7 @@ class ParquetShard:
             chunk = metadata.column(leaf)
             if column.path not in names or column.physical_type != "BYTE_ARRAY" or not chunk.has_dictionary_page:
                 continue
-            if chunk.path_in_schema not in self.schema.names or not is_text(
-                self.schema.field(chunk.path_in_schema).type
-            ):
+            if column.path not in self.schema.names or not is_text(self.schema.field(column.path).type):
                 continue
             pages = self._pages(group, leaf)
             decoded_bytes = chunk.num_values * pages.dictionary_bytes // max(1, pages.dictionary_values)

@@ -96,7 +96,7 @@ def read(directory: Path) -> Manifest:
         raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ArtefactError(f"{path} is damaged: {error}; run again into another directory") from error
     if manifest.format != FORMAT:
         raise ArtefactError(f"{path} has format {manifest.format}, this version of gpudedup reads format {FORMAT}")
