@@ -28,39 +28,6 @@ constexpr size_t PIECE_DOCUMENTS = 4096;
 // Below this much text a thread costs more than it saves.
 constexpr int64_t BRIEF_BYTES = 32 << 10;
 
-struct Worker {
-  std::unique_ptr<uint8_t[]> folded{new uint8_t[TILE_FOLDED_BYTES]()};
-  std::unique_ptr<uint32_t[]> start{new uint32_t[TILE_UNITS]};
-  std::unique_ptr<uint32_t[]> end{new uint32_t[TILE_UNITS]};
-  std::unique_ptr<uint64_t[]> unit_hash{new uint64_t[MAX_SHINGLE_UNITS + TILE_UNITS]};
-  std::unique_ptr<uint32_t[]> shingle_hash{new uint32_t[MAX_SHINGLE_UNITS + TILE_UNITS]};
-  std::vector<uint32_t> minima;
-  SignScratch scratch(uint32_t padded_lanes) {
-    minima.resize(padded_lanes);
-    return {folded.get(), start.get(), end.get(), unit_hash.get(), shingle_hash.get(), minima.data()};
-  }
-};
-
-/// Shingle hashes of one piece; `used` of `room` are filled.
-struct PieceHashes {
-  Values values;
-  size_t room = 0, used = 0;
-};
-
-uint32_t* reserve(void* owner, size_t count) {
-  auto* piece = static_cast<PieceHashes*>(owner);
-  if (piece->room < piece->used + count) {
-    size_t room = std::max({piece->used + count, 2 * piece->room, size_t{1} << 14});
-    Values larger = make_values(room);
-    std::copy_n(piece->values.get(), piece->used, larger.get());
-    piece->values = std::move(larger);
-    piece->room = room;
-  }
-  return piece->values.get() + piece->used;
-}
-
-void commit(void* owner, size_t count) { static_cast<PieceHashes*>(owner)->used += count; }
-
 }  // namespace
 
 Values make_values(size_t count) {
@@ -80,52 +47,105 @@ Values make_values(size_t count) {
   return values;
 }
 
+SignWorker::SignWorker()
+    : folded_(new uint8_t[TILE_FOLDED_BYTES]()),
+      start_(new uint32_t[TILE_UNITS]),
+      end_(new uint32_t[TILE_UNITS]),
+      shingle_hash_(new uint32_t[MAX_SHINGLE_UNITS + TILE_UNITS]),
+      unit_hash_(new uint64_t[MAX_SHINGLE_UNITS + TILE_UNITS]) {}
+
+SignScratch SignWorker::scratch(uint32_t padded_lanes) {
+  minima_.resize(padded_lanes);
+  return {folded_.get(), start_.get(), end_.get(), unit_hash_.get(), shingle_hash_.get(), minima_.data()};
+}
+
+ShingleSink SignWorker::sink() {
+  auto reserve = [](void* owner, size_t count) {
+    auto* worker = static_cast<SignWorker*>(owner);
+    if (worker->room_ < worker->hash_count + count) {
+      size_t room = std::max({worker->hash_count + count, 2 * worker->room_, size_t{1} << 16});
+      Values larger = make_values(room);
+      std::copy_n(worker->hashes.get(), worker->hash_count, larger.get());
+      worker->hashes = std::move(larger);
+      worker->room_ = room;
+    }
+    return worker->hashes.get() + worker->hash_count;
+  };
+  auto commit = [](void* owner, size_t count) { static_cast<SignWorker*>(owner)->hash_count += count; };
+  return {this, reserve, commit};
+}
+
+std::unique_ptr<SignWorker> Signer::borrow() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (idle_.empty()) return std::make_unique<SignWorker>();
+  std::unique_ptr<SignWorker> worker = std::move(idle_.back());
+  idle_.pop_back();
+  worker->hash_count = 0;
+  return worker;
+}
+
+void Signer::give_back(std::unique_ptr<SignWorker> worker) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  idle_.push_back(std::move(worker));
+}
+
 void sign(Context& context, const Signer& signer, const Documents& documents, uint32_t* lanes, uint64_t* content,
           uint64_t* unit_count, ShingleHashes* kept) {
+  struct Piece {
+    size_t first;              // document
+    const SignWorker* worker;  // that has its hashes, from `hash` on
+    size_t hash, hash_count;
+  };
   const SignPlan& plan = signer.plan();
   const Tier& cpu = tier();
-  std::vector<size_t> piece_first{0};
+  std::vector<Piece> pieces;
   for (size_t i = 0; i < documents.count; ++i) {
-    size_t first = piece_first.back();
-    if (i - first >= PIECE_DOCUMENTS || (i > first && documents.offset(i + 1) - documents.offset(first) > PIECE_BYTES))
-      piece_first.push_back(i);
+    bool full = pieces.empty() || i - pieces.back().first >= PIECE_DOCUMENTS ||
+                documents.offset(i + 1) - documents.offset(pieces.back().first) > PIECE_BYTES;
+    if (full) pieces.push_back({i, nullptr, 0, 0});
   }
-  size_t pieces = documents.count ? piece_first.size() : 0;
-  piece_first.push_back(documents.count);
-  std::vector<PieceHashes> hashes(kept ? pieces : 0);
+  auto last = [&](size_t piece) { return piece + 1 < pieces.size() ? pieces[piece + 1].first : documents.count; };
   if (kept) kept->offsets.assign(documents.count + 1, 0);
-  std::vector<std::unique_ptr<Worker>> workers(context.workers());
+  std::vector<std::unique_ptr<SignWorker>> workers(context.workers());
 
   bool brief = documents.count && documents.offset(documents.count) - documents.offset(0) <= BRIEF_BYTES;
   context.each(
-      pieces,
-      [&](size_t piece, unsigned worker) {
-        if (!workers[worker]) workers[worker] = std::make_unique<Worker>();
-        SignScratch scratch = workers[worker]->scratch(plan.padded_lanes);
-        ShingleSink sink{kept ? &hashes[piece] : nullptr, reserve, commit};
-        for (size_t i = piece_first[piece]; i < piece_first[piece + 1]; ++i) {
+      pieces.size(),
+      [&](size_t piece, unsigned number) {
+        if (!workers[number]) workers[number] = signer.borrow();
+        SignWorker& worker = *workers[number];
+        SignScratch scratch = worker.scratch(plan.padded_lanes);
+        ShingleSink sink = worker.sink();
+        size_t start = worker.hash_count;
+        for (size_t i = pieces[piece].first; i < last(piece); ++i) {
           int64_t first = documents.offset(i);
           SignedDocument out{lanes + i * plan.lane_count, content + 2 * i, 0};
-          size_t before = kept ? hashes[piece].used : 0;
+          size_t before = worker.hash_count;
           if (!cpu.sign(plan, scratch, kept ? &sink : nullptr, documents.bytes + first, documents.offset(i + 1) - first,
                         context.stop(), &out))
             return;
           unit_count[i] = out.unit_count;
-          if (kept) kept->offsets[i + 1] = static_cast<int64_t>(hashes[piece].used - before);
+          if (kept) kept->offsets[i + 1] = static_cast<int64_t>(worker.hash_count - before);
         }
+        pieces[piece].worker = &worker;
+        pieces[piece].hash = start;
+        pieces[piece].hash_count = worker.hash_count - start;
       },
       brief);
-  if (!kept) return;
-  for (size_t i = 0; i < documents.count; ++i) kept->offsets[i + 1] += kept->offsets[i];
-  kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
-  context.each(
-      pieces,
-      [&](size_t piece, unsigned) {
-        std::copy_n(hashes[piece].values.get(), hashes[piece].used,
-                    kept->hashes.get() + kept->offsets[piece_first[piece]]);
-        hashes[piece] = {};
-      },
-      brief);
+  if (kept) {
+    for (size_t i = 0; i < documents.count; ++i) kept->offsets[i + 1] += kept->offsets[i];
+    kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
+    context.each(
+        pieces.size(),
+        [&](size_t number, unsigned) {
+          const Piece& piece = pieces[number];
+          std::copy_n(piece.worker->hashes.get() + piece.hash, piece.hash_count,
+                      kept->hashes.get() + kept->offsets[piece.first]);
+        },
+        brief);
+  }
+  for (std::unique_ptr<SignWorker>& worker : workers)
+    if (worker) signer.give_back(std::move(worker));
 }
 
 }  // namespace gpudedup

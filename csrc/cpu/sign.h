@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,15 +11,48 @@
 
 namespace gpudedup {
 
-/// Lane constants and fold tables of one parameter set.
+struct Free {
+  void operator()(void* pointer) const { std::free(pointer); }
+};
+using Values = std::unique_ptr<uint32_t[], Free>;
+
+/// `count` values of no meaning yet; on large pages where they are many, which spares most page faults.
+/// Throws std::bad_alloc.
+Values make_values(size_t count);
+
+/// What a thread needs to sign, kept from batch to batch: its memory would cost page faults each time.
+class SignWorker {
+ public:
+  SignWorker();
+  SignScratch scratch(uint32_t padded_lanes);
+
+  /// Shingle hashes of the documents it signed in this batch, one after another.
+  Values hashes;
+  size_t hash_count = 0;
+  ShingleSink sink();
+
+ private:
+  size_t room_ = 0;
+  std::unique_ptr<uint8_t[]> folded_;
+  std::unique_ptr<uint32_t[]> start_, end_, shingle_hash_;
+  std::unique_ptr<uint64_t[]> unit_hash_;
+  std::vector<uint32_t> minima_;
+};
+
+/// Lane constants, fold tables and idle workers of one parameter set. May be used from several threads at once.
 class Signer {
  public:
   Signer(UnitKind unit, uint32_t shingle_units, Fold fold, uint32_t lane_count, uint64_t seed);
   const SignPlan& plan() const { return plan_; }
 
+  std::unique_ptr<SignWorker> borrow() const;
+  void give_back(std::unique_ptr<SignWorker> worker) const;
+
  private:
   std::vector<uint32_t> a_, b_;
   SignPlan plan_;
+  mutable std::mutex mutex_;
+  mutable std::vector<std::unique_ptr<SignWorker>> idle_;
 };
 
 /// The host copy of the tables of one fold.
@@ -33,15 +67,6 @@ struct Documents {
   size_t count;
   int64_t offset(size_t i) const { return width * (offsets32 ? offsets32[i] : offsets64[i]); }
 };
-
-struct Free {
-  void operator()(void* pointer) const { std::free(pointer); }
-};
-using Values = std::unique_ptr<uint32_t[], Free>;
-
-/// `count` values of no meaning yet; on large pages where they are many, which spares most page faults.
-/// Throws std::bad_alloc.
-Values make_values(size_t count);
 
 /// Shingle hashes of a batch in document order, as they come (not yet sets); ragged.
 struct ShingleHashes {
