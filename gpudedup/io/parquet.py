@@ -81,6 +81,7 @@ class ParquetShard:
         except READ_ERRORS as error:
             raise InputError(f"{file.path} is no readable Parquet file: {say(error)}") from error
         self._first_rows = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
+        self._checked: set[int] = set()
         self._damage: dict[int, str | None] = {}
         self._lock = threading.Lock()
 
@@ -220,7 +221,7 @@ class ParquetShard:
         if not self._footer.num_row_groups or not self._leaves:
             return {"compression": "zstd"}
         with self._reading(0):
-            group = self._footer.row_group(0)
+            group = self._row_group(0)
             chunks = [(column.path, group.column(leaf)) for leaf, column in enumerate(self._leaves)]
             options: dict[str, Any] = {
                 "compression": {path: _CODECS.get(str(chunk.compression), "zstd") for path, chunk in chunks},
@@ -309,9 +310,20 @@ class ParquetShard:
                     self._damage[group] = reason
             return self._damage[group] is not None
 
+    def _row_group(self, group: int) -> pq.RowGroupMetaData:
+        """The footer's entry of a row group, after Arrow's reader has looked at all of it.
+
+        Asking pyarrow's metadata for a damaged column chunk aborts the process; its reader raises.
+        """
+        if group not in self._checked:
+            with self._open() as parquet:
+                next(parquet.reader.iter_batches(0, row_groups=[group], use_threads=False), None)
+            self._checked.add(group)
+        return self._footer.row_group(group)
+
     def _pages(self, group: int, leaf: int) -> ChunkPages:
         """The pages of a column chunk. Raises PageError, and MemoryLimitError for one that is too large to decode."""
-        chunk = self._footer.row_group(group).column(leaf)
+        chunk = self._row_group(group).column(leaf)
         start = chunk.data_page_offset
         if chunk.has_dictionary_page and chunk.dictionary_page_offset and 0 < chunk.dictionary_page_offset < start:
             start = chunk.dictionary_page_offset
@@ -328,7 +340,7 @@ class ParquetShard:
 
     def _repeated(self, group: int, names: Sequence[str]) -> list[str]:
         """Which of these columns store few values that many rows share, so that decoding them all would be a waste."""
-        metadata = self._footer.row_group(group)
+        metadata = self._row_group(group)
         repeated = []
         for leaf, column in enumerate(self._leaves):
             chunk = metadata.column(leaf)
@@ -349,7 +361,7 @@ class ParquetShard:
         The worst case of n rows is counted per column: n times the longest value of the dictionary, and the bytes of
         all plain pages that n rows can touch. (Within lists, values are taken to be spread evenly over the rows.)
         """
-        metadata = self._footer.row_group(group)
+        metadata = self._row_group(group)
         row_count = max(1, metadata.num_rows)
         expected_bytes, per_row_bytes, largest_bytes = 0.0, 0.0, 0
         plain: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]] = []
