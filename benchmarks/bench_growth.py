@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -121,7 +120,7 @@ def _compare(benchmark: Any, hard: Callable[[], pa.Array], base: Callable[[], pa
         cpu_seconds=round(seconds, 3),
         base_cpu_seconds=round(base_seconds, 3),
         cpu_ratio=round(seconds / base_seconds, 2),
-        case=json.dumps(report),
-        base=json.dumps(base_report),
+        hard=report,
+        base=base_report,
         load=load(),
     )

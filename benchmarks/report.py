@@ -1,0 +1,243 @@
+"""docs/performance.md from benchmarks/results/*.json and benchmarks/notes.md: python benchmarks/report.py
+
+The newest result of each suite and machine counts. Nothing here measures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE.parent / "docs" / "performance.md"
+Result = dict[str, Any]
+
+HEAD = """# Performance
+
+Made by `python benchmarks/report.py` from the files in `benchmarks/results/`; do not edit. How a figure comes about:
+`python benchmarks/run.py SUITE` (suites sign, job, growth, memory, import) and `python benchmarks/peers/run.py`. MB is
+10^6 bytes of UTF-8 text. Signatures are compared with the reference before they are timed. `load` is how many processes
+wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long, and
+CPU-seconds tell more. Corpora: `benchmarks/corpus.py` (seeded; web-like lengths, clusters by a power law, ten kinds of
+copies).
+"""
+
+SIGN_BARS = {
+    ("english", "avx512"): 400,
+    ("english", "avx2"): 250,
+    ("english", "baseline"): 60,
+    ("chinese law", "avx512"): 200,
+}
+"""MB/s, of lanes alone; signing that also keeps hashes has no bar of its own."""
+SHORT_BAR = 4_000_000
+"""70-byte texts a second and core."""
+
+
+def newest(results: Iterable[Result], suite: str) -> list[Result]:
+    """Of each machine (and mix) the last result of a suite."""
+    found: dict[tuple[str, int, str], Result] = {}
+    for result in sorted((r for r in results if r["suite"] == suite), key=lambda result: result["date"]):
+        mix = result.get("corpus", {}).get("mix", "")
+        found[result["machine"]["cpu"], result["machine"]["cores"], mix] = result
+    return list(found.values())
+
+
+def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
+    names = head.split("|")
+    align = "|".join(" --- " if number == 0 else " ---: " for number in range(len(names)))
+    lines = [f"| {' | '.join(name.strip() for name in names)} |", f"|{align}|"]
+    lines += [f"| {' | '.join('' if cell is None else str(cell) for cell in row)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def where(result: Result) -> str:
+    m = result["machine"]
+    loads = [case["load"] for case in result["cases"] if "load" in case]
+    load = f"; load {min(loads)} to {max(loads)}" if loads else ""
+    return (
+        f"{m['cpu']}, {m['cores']} cores, {m['memory_gigabytes']} GB; Python {m['python']}, pyarrow {m['pyarrow']}; "
+        f"commit {m['commit']}, {result['date']}{load}.\n"
+    )
+
+
+def verdict(good: bool) -> str:
+    return "holds" if good else "**misses**"
+
+
+def sign(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        bar = None if case["keep_shingles"] else SIGN_BARS.get((case["text"], case["tier"]))
+        rate, judged = case["megabytes_per_second"], None
+        if bar is not None:
+            judged = f"{bar} MB/s: {verdict(rate >= bar)}"
+        elif case["text"] == "70-byte" and case["tier"] == "avx512" and not case["keep_shingles"]:
+            judged = f"4 M documents/s: {verdict(case['documents_per_second'] >= SHORT_BAR)}"
+        rows.append(
+            [
+                case["text"] + (", hashes kept" if case["keep_shingles"] else ""),
+                case["tier"],
+                case["bytes_per_unit"],
+                f"{rate:.0f}",
+                f"{case['megabytes_per_cpu_second']:.0f}",
+                f"{case['million_units_per_second']:.1f}",
+                f"{case['documents_per_second'] / 1e6:.2f}",
+                judged,
+            ]
+        )
+    return (
+        where(result)
+        + "\n"
+        + table("text | tier | bytes a unit | MB/s | MB per CPU-second | M units/s | M documents/s | bar", rows)
+    )
+
+
+def job(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        stages = case["stages"]
+        bar = 200 if case["output"] == "mask" else 100
+        rows.append(
+            [
+                f"{case['mix']}, {case['output']}, memory {case['memory']}",
+                f"{case['text_bytes'] / 1e6:.0f}",
+                case["seconds"],
+                f"**{case['megabytes_per_second']:.0f}**",
+                case["start_seconds"],
+                case["decode_alone_seconds"],
+                *(stages.get(name) for name in ("sign", "match", "verify", "decide", "apply")),
+                case["cpu_seconds"],
+                case["peak_megabytes"],
+                f"{bar} MB/s: {verdict(case['megabytes_per_second'] >= bar)}",
+            ]
+        )
+    head = "job | MB | s | MB/s | start | decode alone | sign (with decode) | match | verify (with second read)"
+    text = "Seconds of wall time, files to finished run directory, all cores; CPU-seconds without start-up.\n\n"
+    return f"{where(result)}\n{text}" + table(head + " | decide | apply | CPU s | peak MB | bar", rows)
+
+
+GROWTH = {
+    "bench_cluster_of_near_copies": ("10^4 near-copies of one document / 10^4 unrelated ones", 3.0),
+    "bench_just_below_threshold": ("10^4 documents of mutual J = 0.75 at t = 0.8 / 10^4 unrelated ones", 30.0),
+    "bench_bucket_of_a_million": ("a bucket of 10^6 near-copies / of 10^5 (linear: 10)", 11.0),
+    "bench_bucket_of_a_million_below_threshold": ("10^6 documents of mutual J = 0.67 / 10^5 (linear: 10)", 11.0),
+}
+
+
+def growth(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        if "text_ratio" in case:
+            name, bar, base, high = "8 times the text / once", 8.6, case["cpu_seconds"]["1"], case["cpu_seconds"]["8"]
+        else:
+            name, bar = GROWTH[case["case"]]
+            base, high = case["base_cpu_seconds"], case["cpu_seconds"]
+        rows.append([name, high, base, case["cpu_ratio"], f"{bar:g}: {verdict(case['cpu_ratio'] <= bar)}"])
+    text = "CPU-seconds of a whole job (mask) without start-up; median.\n\n"
+    return f"{where(result)}\n{text}" + table("case | CPU s | base CPU s | ratio | bar", rows)
+
+
+def memory(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        if "peak_over_text" in case:
+            good = verdict(case["peak_over_text"] <= 3)
+            rows.append(
+                [
+                    "one document of 1 GB",
+                    case["peak_megabytes"],
+                    f"{case['peak_over_text']} times its text",
+                    f"3: {good}",
+                ]
+            )
+            continue
+        for size, peak in case["peak_megabytes"].items():
+            what = f'{int(size) / 1000:.0f} GB of text, memory="{case["memory"]}", {case["documents"][size]} documents'
+            rows.append([what, peak, None, f"1 GB: {verdict(peak <= 1000)}"])
+        more = case["bytes_per_document"]
+        if more is not None:
+            rows.append(["growth", None, f"{more} bytes a document", f"600: {verdict(more <= 600)}"])
+    return (
+        where(result)
+        + "\nThe largest RssAnon + RssShmem of the process, looked at every 2 ms.\n\n"
+        + table("case | peak MB | | bar", rows)
+    )
+
+
+def start(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        if "added_seconds" in case:
+            value, bar, what = case["added_seconds"], 0.08, "`import gpudedup` adds to pyarrow and pyarrow.parquet"
+        else:
+            value, bar, what = case["seconds"], 0.3, "`gpudedup --version`"
+        least = case.get("added_seconds_least", case.get("least"))
+        rows.append([what, value, least, f"{bar} s: {verdict(value <= bar)}"])
+    return where(result) + "\n" + table("what | median s | least s | bar", rows)
+
+
+def peers(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        if "error" in case:
+            rows.append([f"{case['case']} {case.get('version', '')}", *[None] * 7, f"did not run: {case['error']}"])
+            continue
+        rows.append(
+            [
+                f"{case['case']} {case['version']}",
+                f"{case['text_bytes'] / 1e6:.0f}",
+                case["seconds"],
+                f"**{case['megabytes_per_second']:.1f}**",
+                case["cpu_seconds"],
+                case["precision"],
+                case["recall"],
+                case["f1"],
+                case["settings"],
+            ]
+        )
+    rates = {case["case"]: case["megabytes_per_second"] for case in result["cases"] if "megabytes_per_second" in case}
+    ours = rates.pop("gpudedup", None)
+    corpus = result["corpus"]
+    text = (
+        f"{where(result)}\nCorpus: {corpus['mix']}, {corpus['documents']} documents. Same text, word 5-shingles, "
+        "K = 128, t = 0.8, all cores, from Parquet to the ids that stay, start-up included; slow peers get a part. "
+        f"Quality on {result['quality_documents']} documents, of which an exact decision removes "
+        f"{result['exact_removals']}.\n\n"
+    )
+    text += table("peer | MB | s | MB/s | CPU s | precision | recall | F1 | how", rows)
+    if ours and rates:
+        best = max(rates, key=lambda name: rates[name])
+        bar = 10 if result["corpus"]["mix"] == "mixed" else 8
+        ratio = ours / rates[best]
+        text += f"\n{ratio:.1f} times the fastest peer here, {best} (bar {bar}: {verdict(ratio >= bar)}).\n"
+    return text
+
+
+SECTIONS = {
+    "sign": ("Signing, one core", sign),
+    "job": ("The whole job", job),
+    "peers": ("Peers", peers),
+    "growth": ("Growth", growth),
+    "memory": ("Memory", memory),
+    "import": ("Start-up", start),
+}
+
+
+def render(folder: Path, notes: str) -> str:
+    results: list[Result] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    parts = [HEAD]
+    for suite, (title, show) in SECTIONS.items():
+        found = newest(results, suite)
+        body = "\n".join(show(result) for result in found) if found else "No result yet.\n"
+        parts.append(f"## {title}\n\n{body}")
+    return "\n".join([*parts, notes.strip() + "\n"])
+
+
+def main() -> None:
+    OUT.write_text(render(HERE / "results", (HERE / "notes.md").read_text()))
+
+
+if __name__ == "__main__":
+    main()
