@@ -90,7 +90,7 @@ def test_prefixes_that_grow(tmp_path):
     pq.write_table(pa.table({"text": texts}), path, **options)
     found = measure(path)
     assert (found["rows"], found["error"]) == (20_000, "")
-    assert found["peak_bytes"] < 150e6
+    assert found["peak_bytes"] < 250e6
 
 
 def test_page_bomb(tmp_path):
