@@ -11,11 +11,8 @@ fits and int64 does not), float64 for floats with or without integers, string, b
 
 from __future__ import annotations
 
-import contextlib
-import io
 import re
 import threading
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter, itemgetter
@@ -32,6 +29,7 @@ from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint, Skipped
+from gpudedup.io.streams import BOM, blocks_with, join_parts, open_sink, open_stream
 from gpudedup.store.atomic import output_errors
 
 BLOCK_BYTES = 1 << 18
@@ -46,9 +44,6 @@ letter).
 
 LINE_SHARE = 4
 """A line may take 1 / LINE_SHARE of the memory: it is held in parts, then joined, then beside its decoded text."""
-
-GZIP_LEVEL = 6
-BOM = b"\xef\xbb\xbf"
 
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
@@ -250,14 +245,14 @@ class JsonlShard:
             if long_text is not None and 0 in picks:
                 arrays[picks.index(0)] = _single(long_text)
             if held and (held_bytes + block_bytes > TARGET_BYTES or held_rows + len(numbers) > MAX_ROWS):
-                yield _join(held)
+                yield join_parts(held)
                 held_bytes = held_rows = 0
             held.append((numbers, pa.RecordBatch.from_arrays(arrays, schema=schema), damaged))
             held_bytes += block_bytes
             held_rows += len(numbers)
             del records, arrays, long_text
         if held:
-            yield _join(held)
+            yield join_parts(held)
         self.file.check_unchanged()
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
@@ -272,7 +267,7 @@ class JsonlShard:
         """
         self.file.check_unchanged()
         row_count = 0
-        with output_errors(path), _sink(path, self.file.compression) as write:
+        with output_errors(path), open_sink(path, self.file.compression) as write:
             for block in self._blocks():
                 if block.bom:
                     write(BOM)
@@ -333,23 +328,7 @@ class JsonlShard:
                 if block.rows:
                     yield block, np.arange(block.first_row, block.first_row + len(block.rows))
             return
-        entries = self._entries or [(0, 0, 1)]
-        entry_rows = [row for _, row, _ in entries]
-        done = 0
-        while done < len(wanted):
-            entry = int(np.searchsorted(entry_rows, wanted[done], side="right")) - 1
-            for block in self._blocks(*entries[entry]):
-                stop = int(np.searchsorted(wanted, block.first_row + len(block.rows)))
-                if stop > done:
-                    numbers = wanted[done:stop]
-                    done = stop
-                    yield block, numbers
-                if done == len(wanted) or int(np.searchsorted(entry_rows, wanted[done], side="right")) - 1 > entry + 1:
-                    break
-            else:
-                break
-        if done < len(wanted):
-            raise InputError(f"{self.name} has no row {wanted[done]}; it may have changed: run again")
+        yield from blocks_with(self._blocks, self._entries or [(0, 0, 1)], wanted, self.name)
 
     def _blocks(self, offset: int = 0, row: int = 0, line: int = 1) -> Iterator[_Block]:
         """Blocks of whole lines from a place that is the start of a line. A long line comes alone."""
@@ -370,7 +349,7 @@ class JsonlShard:
             offset, row, line = start + size, row + len(rows), line + len(lines)
             return made
 
-        with _open(self.file, offset) as (stream, position):
+        with open_stream(self.file, offset) as (stream, position):
             while True:
                 try:
                     chunk = stream.read(BLOCK_BYTES)
@@ -425,42 +404,6 @@ class JsonlShard:
                 f"{self.name} line {line} (byte {offset}) is longer than {self._memory_bytes // LINE_SHARE} bytes, "
                 f"which is what memory={self._memory_bytes} allows for one line; give more memory or remove the line"
             )
-
-
-@contextlib.contextmanager
-def _open(file: InputFile, offset: int) -> Iterator[tuple[Any, Callable[[], int]]]:
-    """A stream of the file's decompressed bytes from ``offset`` on, and a function that says how far the file was
-    read.
-    """
-    try:
-        if file.compression is None:
-            raw: Any = io.FileIO(file.path)
-            raw.seek(offset)
-            stream: Any = raw
-        else:
-            if not file.fingerprint.size_bytes:
-                raise InputError(f"{file.path} is empty, which no {file.compression} file is; it may be cut off")
-            raw = pa.OSFile(file.path)
-            stream = pa.CompressedInputStream(raw, file.compression)
-    except OSError as error:
-        raise InputError(f"cannot read {file.path}: {say(error)}") from error
-    with raw:
-        yield stream, raw.tell
-
-
-@contextlib.contextmanager
-def _sink(path: Path, compression: str | None) -> Iterator[Callable[[bytes], Any]]:
-    """A function that writes to ``path``, compressing."""
-    with open(path, "wb") as file:
-        if compression == "gzip":
-            deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
-            yield lambda data: file.write(deflate.compress(data))
-            file.write(deflate.flush())
-        elif compression == "zstd":
-            with pa.CompressedOutputStream(pa.PythonFile(file, "w"), "zstd") as compressor:
-                yield compressor.write
-        else:
-            yield file.write
 
 
 def _repaired(data: bytes) -> bytes:
@@ -521,15 +464,6 @@ def _single(text: bytearray) -> pa.Array:
     """A large_string array of one value that shares the bytes."""
     offsets = pa.py_buffer(np.array([0, len(text)], dtype=np.int64))
     return pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(text))
-
-
-def _join(held: list[tuple[Rows, pa.RecordBatch, list[int]]]) -> Batch:
-    """One batch of what is held, which is emptied."""
-    damaged = np.array([row for part in held for row in part[2]], dtype=np.int64)
-    rows = np.concatenate([part[0] for part in held])
-    batches = [part[1] for part in held]
-    held.clear()
-    return Batch(rows, batches[0] if len(batches) == 1 else pa.concat_batches(batches), damaged)
 
 
 class JsonlSource:
