@@ -20,6 +20,7 @@ import typer
 
 if TYPE_CHECKING:
     from gpudedup.api import Run
+    from gpudedup.display import Key
     from gpudedup.explain import Document, Explanation
     from gpudedup.params import Params
 
@@ -465,7 +466,7 @@ def _show_run(done: Run) -> None:
     from rich.text import Text
 
     from gpudedup.display import console, facts, one_line, side_by_side, summary_rows
-    from gpudedup.explain import example_pairs
+    from gpudedup.explain import example_pairs, unit_key
 
     out = console(sys.stdout)
     summary = done.summary()
@@ -473,12 +474,14 @@ def _show_run(done: Run) -> None:
     pairs = example_pairs(done, EXAMPLE_PAIRS)
     if pairs:
         out.print(Text("\nSome near-copies, around their first difference:"))
+    key = unit_key(summary.parameters)
     for pair in pairs:
         assert pair.keeper is not None
         left, right = pair.document, pair.keeper
         out.print(Text(f"\nsimilarity {pair.similarity:.3f}", style="bold"))
         out.print(facts([("removed", one_line(_name(left))), ("keeper", one_line(_name(right)))]))
-        out.print(side_by_side(left.text or "", right.text or "", width=out.width, titles=("removed", "keeper")))
+        titles = ("removed", "keeper")
+        out.print(side_by_side(left.text or "", right.text or "", width=out.width, titles=titles, key=key))
     out.print()
     out.print(facts([(name, one_line(value)) for name, value in _outputs(done, pairs)]))
 
@@ -596,15 +599,17 @@ def explain(
     """Tell why a document was removed, for which keeper, and how the two differ; or for whom it was kept."""
     import gpudedup
     from gpudedup.explain import explain as explain_document
+    from gpudedup.explain import unit_key
 
-    explanation = explain_document(gpudedup.Run.open(path), document)
+    run = gpudedup.Run.open(path)
+    explanation = explain_document(run, document)
     if as_json:
         _print_json(explanation.asdict())
     else:
-        _show_explanation(explanation)
+        _show_explanation(explanation, unit_key(run.summary().parameters))
 
 
-def _show_explanation(explanation: Explanation) -> None:
+def _show_explanation(explanation: Explanation, key: Key) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -637,8 +642,12 @@ def _show_explanation(explanation: Explanation) -> None:
     if document.text is None:
         return
     out.print()
-    if keeper is not None and keeper.text is not None:
+    changes = [] if keeper is None or keeper.text is None else word_diff(document.text, keeper.text, key)
+    if any(not change.equal for change in changes):
         out.print(Text("[-only in the removed document-] {+only in its keeper+}", style="bold"))
-        out.print(diff_text(word_diff(document.text, keeper.text)))
-    else:
-        out.print(Text(visible(excerpt(document.text, 0, 600))))
+        out.print(diff_text(changes))
+        return
+    for title, one in (("removed", document), ("keeper", keeper)) if keeper else (("", document),):
+        if one is not None and one.text is not None:
+            out.print(Text(title, style="bold") if title else "")
+            out.print(Text(visible(excerpt(one.text, 0, 600))))

@@ -10,7 +10,7 @@ import difflib
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -31,12 +31,17 @@ REMOVED_STYLE, KEEPER_STYLE = "red", "green"
 
 # Control, format (bidirectional, zero-width, tags), surrogate, private, unassigned; line and paragraph separator.
 _HIDDEN_CATEGORIES = frozenset(("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"))
+_SINGLES = (
+    r"\u2E80-\u2FDF\u3005-\u3007\u3021-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFD"
+)
+_MARKS = r"\u0300-\u036F\u00AD\u200B-\u200D"
 _WORD = re.compile(
     # Kana and Han one by one, other runs of letters, marks and digits whole, each with what separates it from the next.
-    r"(?:[\u2E80-\u2FDF\u3005-\u3007\u3021-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFD]"
-    r"|[^\W\u2E80-\u2FDF\u3005-\u3007\u3021-\u30FF\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uF900-\uFAFF\U00020000-\U0003FFFD]+)"
-    r"\W*|\W+"
+    rf"(?:[{_SINGLES}]|(?:[^\W{_SINGLES}]|[{_MARKS}])+)[^\w{_MARKS}]*|[^\w{_MARKS}]+"
 )
+
+Key = Callable[[Sequence[str]], Sequence[Hashable]]
+"""Gives each word (or paragraph) what it is compared by."""
 
 
 def console(file: TextIO) -> Console:
@@ -69,16 +74,18 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text)
 
 
-def _folded(word: str) -> str:
-    """What a reader takes two words to be equal by: roughly the units of docs/spec.md, for display only."""
-    return "".join(c for c in unicodedata.normalize("NFKC", word).casefold() if c.isalnum())
+def as_written(items: Sequence[str]) -> Sequence[Hashable]:
+    """The key under which every difference shows."""
+    return items
 
 
-def first_difference(left: str, right: str) -> tuple[int, int]:
+def first_difference(left: str, right: str, key: Key = as_written) -> tuple[int, int]:
     """Where two texts begin to differ as words: (offset in left, offset in right); (0, 0) if they never do."""
     left_at = right_at = 0
-    for left_word, right_word in zip(words(left), words(right), strict=False):
-        if _folded(left_word) != _folded(right_word):
+    left_words, right_words = words(left), words(right)
+    keys = zip(key(left_words), key(right_words), strict=False)
+    for left_word, right_word, (left_key, right_key) in zip(left_words, right_words, keys, strict=False):
+        if left_key != right_key:
             return left_at, right_at
         left_at += len(left_word)
         right_at += len(right_word)
@@ -102,28 +109,30 @@ def excerpt(text: str, center: int, length: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A stretch of a word diff: equal on both sides (then ``removed == keeper`` but for blanks and case), or not."""
+    """A stretch of a word diff: equal on both sides (as far as the key tells), or not."""
 
     equal: bool
     removed: str
     keeper: str
 
 
-def word_diff(removed: str, keeper: str) -> list[Change]:
+def word_diff(removed: str, keeper: str, key: Key = as_written) -> list[Change]:
     """Stretches that turn one text into the other: by paragraphs, then by words in paragraphs that differ."""
     changes: list[Change] = []
     removed_lines, keeper_lines = (re.findall(r"[^\n]*\n+|[^\n]+", text) for text in (removed, keeper))
-    for equal, left, right in _aligned(removed_lines, keeper_lines):
+    for equal, left, right in _aligned(removed_lines, keeper_lines, key):
         left_words, right_words = words("".join(left)), words("".join(right))
         if equal or max(len(left_words), len(right_words)) > MAX_DIFF_WORDS:
             changes.append(Change(equal, "".join(left), "".join(right)))
         else:
-            changes += [Change(same, "".join(a), "".join(b)) for same, a, b in _aligned(left_words, right_words)]
+            changes += [Change(same, "".join(a), "".join(b)) for same, a, b in _aligned(left_words, right_words, key)]
     return changes
 
 
-def _aligned(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[bool, Sequence[str], Sequence[str]]]:
-    matcher = difflib.SequenceMatcher(None, [_folded(x) or x for x in left], [_folded(x) or x for x in right])
+def _aligned(
+    left: Sequence[str], right: Sequence[str], key: Key
+) -> Iterator[tuple[bool, Sequence[str], Sequence[str]]]:
+    matcher = difflib.SequenceMatcher(None, key(left), key(right))
     for tag, a, b, c, d in matcher.get_opcodes():
         yield tag == "equal", left[a:b], right[c:d]
 
@@ -161,11 +170,13 @@ def _long(text: str, most: int = 1200) -> str:
     return text if len(text) <= most else f"{text[:most]} ... ({len(text) - most} more characters)"
 
 
-def side_by_side(left: str, right: str, *, width: int, titles: tuple[str, str], lines: int = 6) -> Table:
+def side_by_side(
+    left: str, right: str, *, width: int, titles: tuple[str, str], key: Key = as_written, lines: int = 6
+) -> Table:
     """Two texts around their first difference, next to each other if ``width`` allows; differing words in colour."""
     narrow = width < SIDE_BY_SIDE_COLUMNS
     column = width - 4 if narrow else (width - 7) // 2
-    left_at, right_at = first_difference(left, right)
+    left_at, right_at = first_difference(left, right, key)
     cells = []
     for text, at in ((left, left_at), (right, right_at)):
         # Wide characters take two columns: Chinese gets half as many.
@@ -173,7 +184,7 @@ def side_by_side(left: str, right: str, *, width: int, titles: tuple[str, str], 
         wide = sum(unicodedata.east_asian_width(c) in "WF" for c in around) > len(around) // 3
         cells.append(one_line(excerpt(text, at, column * lines // (2 if wide else 1))))
     shown = (Text(), Text())
-    for equal, a, b in _aligned(words(cells[0]), words(cells[1])):
+    for equal, a, b in _aligned(words(cells[0]), words(cells[1]), key):
         shown[0].append("".join(a), style="" if equal else REMOVED_STYLE)
         shown[1].append("".join(b), style="" if equal else KEEPER_STYLE)
     table = Table(expand=False, show_lines=narrow)

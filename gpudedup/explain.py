@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -268,6 +269,22 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
         )
         for p in pairs
     ]
+
+
+def unit_key(params: Params) -> Callable[[Sequence[str]], Sequence[Hashable]]:
+    """What pieces of text are compared by: their units, as the run folded them, so that a diff shows what it saw."""
+    unit = parse_shingle(params.shingle).unit
+    if unit == "tokens":
+        return lambda pieces: pieces
+    from gpudedup.backends import select_backend
+
+    backend = select_backend(msgspec.structs.replace(params, shingle=f"{unit}:1", device="cpu"))
+
+    def key(pieces: Sequence[str]) -> Sequence[Hashable]:
+        units = backend.shingles(pa.array(pieces, pa.large_string()))
+        return [units.hashes[first:last].tobytes() for first, last in pairwise(units.offsets.tolist())]
+
+    return key
 
 
 def _rule(params: Params, found: dict[str, Any] | None, *, skipped: bool, removed_for_it: int) -> str:

@@ -18,6 +18,7 @@ import pytest
 
 import gpudedup
 from gpudedup import cli, display
+from gpudedup.explain import unit_key
 
 DATA = Path(__file__).resolve().parent / "data"
 COMMAND = [sys.executable, "-c", "from gpudedup.cli import main; main()"]
@@ -36,6 +37,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Calls the command in this process, as a user would; checks that no failure shows a traceback."""
+    monkeypatch.setenv("COLUMNS", "300")  # no path is folded
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def call(*arguments: object, code: int = 0) -> Done:
@@ -449,11 +451,8 @@ def test_explain_an_empty_document(command: Any, corpus: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("arguments", [["explain", "OUT", "4"], ["explain", "OUT", "3"], ["run", "IN", "-o", "NEW"]])
-def test_hostile_text_reaches_no_terminal(
-    command: Any, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
+def test_hostile_text_reaches_no_terminal(command: Any, corpus: Path, tmp_path: Path, arguments: list[str]) -> None:
     gpudedup.run(corpus, tmp_path / "out", output="none")
-    monkeypatch.setenv("COLUMNS", "300")
     places = {"OUT": str(tmp_path / "out"), "IN": str(corpus), "NEW": str(tmp_path / "new")}
     for flags in ([], ["--json"]):
         if flags and arguments[0] == "run":
@@ -461,7 +460,7 @@ def test_hostile_text_reaches_no_terminal(
         shown = command(*[places.get(a, a) for a in arguments], *flags).out
         assert not any(character in shown for character in HARMFUL)
         if not flags:
-            assert "<U+001B>" in shown
+            assert "<U+0007>" in shown
             assert "[bold]" in shown  # no markup is interpreted
 
 
@@ -478,7 +477,7 @@ def test_visible() -> None:
 def test_word_diff_loses_nothing() -> None:
     left = "one two three\n\nfour five 中文字 six\n" + "same line\n" * 50
     right = "one too three\n\nfour 中文子 six seven\n" + "same line\n" * 49
-    changes = display.word_diff(left, right)
+    changes = display.word_diff(left, right, unit_key(gpudedup.Params()))
     assert "".join(change.removed for change in changes) == left
     assert "".join(change.keeper for change in changes) == right
     assert any(change.removed.strip() == "two" and change.keeper.strip() == "too" for change in changes)
@@ -494,10 +493,16 @@ def test_word_diff_of_long_texts_is_quick() -> None:
     assert len(shown) < 10_000
 
 
-def test_first_difference_is_what_a_reader_would_name() -> None:
-    assert display.first_difference("The Cat, sat here", "the cat sat there") == (13, 12)
-    assert display.first_difference("same words", "SAME, words!") == (0, 0)
-    assert display.first_difference("same words", "same words more") == (10, 11)
+def test_differences_are_those_that_the_run_saw() -> None:
+    full, none = unit_key(gpudedup.Params()), unit_key(gpudedup.Params(fold="none"))
+    assert display.first_difference("The Cat, sat here", "the cat sat there", full) == (13, 12)
+    assert display.first_difference("same words", "SAME, words!", full) == (0, 0)
+    assert display.first_difference("the words", "the WORDS", none) == (4, 4)
+    assert display.first_difference("same words", "same words more", full) == (10, 11)
+    equal = [("這個軟體", "这个软体"), ("caf\u00e9s", "cafe\u0301s"), ("a\u00adb c", "ab\u200b  C")]
+    for left, right in equal:
+        assert all(change.equal for change in display.word_diff(left, right, full))
+        assert not all(change.equal for change in display.word_diff(left, right, none)) or "\u00ad" in left
 
 
 # ------------------------------------------------------------------------------- terminals, pipes, locales, signals
