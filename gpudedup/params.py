@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from gpudedup.errors import ParameterError
 
@@ -109,8 +111,8 @@ def parse_memory(value: int | str) -> int:
             raise ParameterError(f'memory must be bytes or text such as "768 MB" or "4 GiB", got {value!r}')
         base = 1024 if match[3] else 1000
         size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-    if size < 64_000_000:
-        raise ParameterError(f"memory must be at least 64 MB, got {size} bytes")
+    if not 64_000_000 <= size < 2**60:
+        raise ParameterError(f"memory must be at least 64 MB and below 2^60 bytes, got {size} bytes")
     return size
 
 
@@ -199,6 +201,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def with_threshold(self, threshold: float) -> Params:
         """These parameters at a higher threshold over the same bands (spec 9: ``at``)."""
+        if not isinstance(threshold, float | int):
+            raise ParameterError(f"at() takes a threshold from {self.threshold} to 1, got {threshold!r}")
         if threshold < self.threshold:
             raise ParameterError(
                 f"at({threshold}) is below this run's threshold {self.threshold}, whose bands were chosen for it; "
@@ -237,4 +241,11 @@ def make_params(options: dict[str, Any]) -> Params:
     if unknown:
         known = ", ".join(Params.__struct_fields__)
         raise ParameterError(f"unknown parameter {unknown[0]!r}; known are {known}")
-    return Params(**options)
+    return Params(**{name: _plain_value(value) for name, value in options.items()})
+
+
+def _plain_value(value: Any) -> Any:
+    """Python's own number for one of numpy, the text of a path."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

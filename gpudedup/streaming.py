@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections.abc import Callable
+from functools import partial, reduce
+from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup import _cpu
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I32, U64
+from gpudedup.backends.columns import take, value_type
 from gpudedup.engines.local import Budget
 from gpudedup.errors import GpudedupError, ParameterError
 from gpudedup.io import open_source
@@ -28,7 +33,7 @@ class _ScopeNumbers:
         self._type: pa.DataType | None = None
 
     def codes(self, name: str, column: pa.ChunkedArray, codes: I32) -> I32:
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        kind = value_type(column.type)
         if self._type is not None and kind != self._type and not pa.types.is_null(kind):
             raise ParameterError(f'column "{name}" was {self._type} in earlier batches and is {kind} now; cast it')
         if not pa.types.is_null(kind):
@@ -41,20 +46,36 @@ class _ScopeNumbers:
         return numbers[codes]
 
 
-class _Growing:
-    """An Arrow array that grows at its end: pieces are joined when the last ones are alike in size, so few are left."""
+Piece = TypeVar("Piece")
 
-    def __init__(self) -> None:
-        self._pieces: list[pa.Array] = []
 
-    def append(self, piece: pa.Array) -> None:
-        self._pieces.append(piece)
-        while len(self._pieces) > 1 and 2 * len(self._pieces[-1]) >= len(self._pieces[-2]):
-            last = self._pieces.pop()
-            self._pieces[-1] = pa.concat_arrays([self._pieces[-1], last])
+class _Growing(Generic[Piece]):
+    """A sequence that grows at its end: pieces are joined when the last two are alike in size, so few are left."""
 
-    def take(self, places: pa.Array) -> pa.ChunkedArray:
-        return pa.chunked_array(self._pieces, None if self._pieces else pa.null()).take(places)
+    def __init__(self, join: Callable[[Piece, Piece], Piece]) -> None:
+        self.pieces: list[Piece] = []
+        self._sizes: list[int] = []
+        self._join = join
+
+    def append(self, piece: Piece, size: int) -> None:
+        self.pieces.append(piece)
+        self._sizes.append(size)
+        while len(self._sizes) > 1 and 2 * self._sizes[-1] >= self._sizes[-2]:
+            last, last_size = self.pieces.pop(), self._sizes.pop()
+            self.pieces[-1] = self._join(self.pieces[-1], last)
+            self._sizes[-1] += last_size
+
+
+def _join_arrays(left: pa.Array, right: pa.Array) -> pa.Array:
+    return pa.concat_arrays([left, right])
+
+
+def _join_decided(left: Decided, right: Decided) -> Decided:
+    return Decided(*(np.concatenate(pair) for pair in zip(_fields(left), _fields(right), strict=True)))
+
+
+def _fields(decided: Decided) -> tuple[npt.NDArray[Any], ...]:
+    return (decided.keep, decided.removed, decided.keeper, decided.reason, decided.similarity)
 
 
 NOTHING = Decided(
@@ -69,7 +90,7 @@ class Deduplicator:
     "keepers". Cutting the stream into other batches gives the same removals, and so does one batch of everything.
 
     Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands; shingle sets of kept
-    documents take half of ``memory``, then unlinked files in ``tmp``. Not for use from several threads at once.
+    documents take half of ``memory``, then unlinked files in ``tmp``. Threads that share one take turns.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -95,9 +116,11 @@ class Deduplicator:
         )
         self._scopes: dict[str, _ScopeNumbers] = {}
         self._documents = 0
-        self._removed: list[pa.Table] = []
-        self._ids = _Growing()
+        self._removed = _Growing[Decided](_join_decided)  # ``keep`` stays empty in it
+        self._ids = _Growing[pa.Array](_join_arrays)
+        self._id_type: pa.DataType | None = None
         self._broken = False
+        self._turn = threading.Lock()
 
     @property
     def documents(self) -> int:
@@ -107,13 +130,21 @@ class Deduplicator:
     @property
     def removed(self) -> pa.Table:
         """All removals so far, in input order: columns as in `Result.removed`; rows count from 0 over all batches."""
-        return pa.concat_tables(self._removed) if self._removed else self._table(NOTHING)
+        with self._turn:
+            decided = reduce(_join_decided, self._removed.pieces, NOTHING)
+            ids = pa.chunked_array(self._ids.pieces, self._id_type or pa.null())
+            first = np.array([0, self._documents], np.int64)
+        return removed_table([""], first, decided, partial(take, ids) if self._params.id_column is not None else None)
 
     def filter(self, batch: Any) -> pa.BooleanArray:
         """True for the rows of ``batch`` that stay. ``batch``: Arrow data or a list of str, as for `deduplicate`.
 
         Raises InputError for unusable input, before anything is remembered of it.
         """
+        with self._turn:
+            return self._filter_all(batch)
+
+    def _filter_all(self, batch: Any) -> pa.BooleanArray:
         if self._broken:
             raise GpudedupError("an earlier batch was interrupted half-way; make a new Deduplicator and start over")
         params = self._params
@@ -128,6 +159,8 @@ class Deduplicator:
         )
         try:
             check_types(source, params)
+            if params.id_column is not None:
+                self._check_id_type(params.id_column, source.column_type(params.id_column))
             masks = [self._filter(part.columns) for shard in source.shards for part in shard.read(names)]
         finally:
             source.close()
@@ -163,17 +196,18 @@ class Deduplicator:
             empty = signed.unit_count == 0
             keep &= ~empty
             reason[empty] = EMPTY
-        if params.id_column is not None:
-            self._ids.append(batch.column(params.id_column))
+        if params.id_column is not None and batch.num_rows:
+            self._ids.append(batch.column(params.id_column), batch.num_rows)
         if not keep.all():
-            removed = np.flatnonzero(~keep)
-            decided = Decided(keep, removed + first, keeper[removed], reason[removed], similarity[removed])
-            self._removed.append(self._table(decided))
+            rows = np.flatnonzero(~keep)
+            decided = Decided(keep[:0], rows + first, keeper[rows], reason[rows], similarity[rows])
+            self._removed.append(decided, len(rows))
         return pa.array(keep)
 
-    def _table(self, decided: Decided) -> pa.Table:
-        ids = self._ids.take if self._params.id_column is not None else None
-        return removed_table([""], np.array([0, self._documents], np.int64), decided, ids)
+    def _check_id_type(self, name: str, kind: pa.DataType) -> None:
+        if self._id_type is not None and kind != self._id_type:
+            raise ParameterError(f'column "{name}" was {self._id_type} in earlier batches and is {kind} now; cast it')
+        self._id_type = kind
 
     def _scope(self, name: str | None, batch: pa.RecordBatch) -> tuple[I32 | None, U64 | None]:
         if name is None:

@@ -161,6 +161,27 @@ def assert_same(result: gpudedup.Result, expected: reference.Result) -> None:
     assert result.keep_mask.to_pylist() == list(expected.keep_mask)
 
 
+@pytest.mark.parametrize("window", [2, 64])
+@pytest.mark.parametrize("across", [False, True])
+def test_several_blocks_of_documents_equal_reference(window: int, across: bool) -> None:
+    """More documents than are decided at once: what an earlier block removed is skipped in the next."""
+    rng = random.Random(window)
+    originals = [[rng.choice(WORDS) + str(rng.randrange(9)) for _ in range(14)] for _ in range(40)]
+    texts = []
+    for _ in range(2600):
+        words = list(originals[min(39, int(rng.expovariate(0.15)))])
+        for _ in range(rng.choice([0, 1, 1, 2, 5])):
+            words[rng.randrange(14)] = f"{rng.choice(WORDS)}{rng.randrange(40)}"
+        texts.append(" ".join(words))
+    split = [rng.choice(["train", "test"]) for _ in texts]
+    options: dict[str, Any] = {"threshold": 0.5, "num_perm": 32, "bands": 16, "rows": 2, "bucket_window": window}
+    expected = reference.deduplicate(texts, shingle="word:2", across=split if across else None, **options)
+    table = pa.table({"text": texts, "split": split})
+    result = gpudedup.deduplicate(table, shingle="word:2", across="split" if across else None, workers=2, **options)
+    assert_same(result, expected)
+    assert_same(result.at(0.8), expected.at(0.8))
+
+
 # ---- properties ----
 
 
@@ -326,6 +347,20 @@ def test_kept_is_the_input_without_removals() -> None:
     assert gpudedup.deduplicate(table).kept().read_all().to_pydict() == {"text": ["a a", "b", "c"], "n": [1, 2, 4]}
 
 
+def test_text_scope_and_ids_as_views_and_categories() -> None:
+    """What Polars gives: string views, and dictionaries of them."""
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"text": ["a b c d e f"] * 3, "w": ["x", "y", "x"], "id": ["p", None, "r"]})
+    frame = frame.with_columns(
+        polars.col("text").cast(polars.Categorical), polars.col("w").cast(polars.Enum(["y", "x"]))
+    )
+    result = gpudedup.deduplicate(frame, within="w", keep="max:w", id_column="id")
+    assert result.keep_mask.to_pylist() == [True, True, False]
+    assert result.removed.select(["id", "keeper_id"]).to_pylist() == [{"id": "r", "keeper_id": "p"}]
+    by_source = gpudedup.deduplicate(frame, keep="sources:w=y", id_column="w")
+    assert by_source.removed.select(["id", "keeper_id"]).to_pylist() == [{"id": "x", "keeper_id": "y"}] * 2
+
+
 @pytest.mark.parametrize("library", ["polars", "pandas", "duckdb", "reader", "batches", "dataset", "array"])
 def test_data_of_other_libraries(library: str, tmp_path: Path) -> None:
     texts = ["one two three", "four", None, "One, two, three!", "five"]
@@ -424,6 +459,7 @@ def test_no_room_for_sets(tmp_path: Path) -> None:
         ({"workers": 0}, "from 1"),
         ({"memory": "lots"}, "768 MB"),
         ({"memory": "1 MB"}, "at least"),
+        ({"memory": 2**70}, "below 2\\^60"),
         ({"within": "a", "across": "a"}, "same column"),
         ({"treshold": 0.8}, "unknown parameter 'treshold'"),
         ({"on_error": "ignore"}, '"skip"'),
@@ -440,9 +476,15 @@ def test_a_device_that_is_not_there() -> None:
         gpudedup.deduplicate(["text"], device="cuda")
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    summary = gpudedup.deduplicate(["text"], threshold=np.float32(0.75), num_perm=np.int64(64)).summary()
+    assert (summary.threshold, summary.parameters.num_perm) == (0.75, 64)
+
+
 def test_at_below_the_threshold() -> None:
-    with pytest.raises(ParameterError, match=r"at\(0.5\) is below"):
-        gpudedup.deduplicate(["text"]).at(0.5)
+    for threshold in (0.5, "x", None):
+        with pytest.raises(ParameterError, match="at\\("):
+            gpudedup.deduplicate(["text"]).at(threshold)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,28 @@ def test_bad_batches_are_refused_before_anything_is_remembered() -> None:
     assert (
         stream.filter(pa.table({"text": pa.array([], pa.string()), "w": pa.array([], pa.string())})).to_pylist() == []
     )
+
+
+def test_ids_of_another_type_are_refused_before_anything_is_remembered() -> None:
+    stream = gpudedup.Deduplicator(id_column="id")
+    stream.filter(pa.table({"text": ["a b c d e"], "id": ["x"]}))
+    with pytest.raises(ParameterError, match="earlier batches"):
+        stream.filter(pa.table({"text": ["a b c d e"], "id": [1]}))
+    assert stream.filter(pa.table({"text": ["a b c d e"], "id": ["y"]})).to_pylist() == [False]
+    assert stream.removed.select(["row", "id", "keeper_id"]).to_pylist() == [{"row": 1, "id": "y", "keeper_id": "x"}]
+
+
+def test_threads_take_turns() -> None:
+    stream = gpudedup.Deduplicator()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: stream.filter([f"document {i % 50} is here again"]), range(1000)))
+    assert stream.documents == 1000
+    assert stream.removed.num_rows == 950
+
+
+def test_many_small_batches_cost_little_memory() -> None:
+    stream = gpudedup.Deduplicator()
+    for _ in range(3000):
+        stream.filter(["the same text every time"])
+    assert stream.removed["row"].to_pylist() == list(range(1, 3000))
+    assert len(stream._removed.pieces) < 20

@@ -75,9 +75,63 @@ class Buckets {
     out.erase(std::unique(out.begin() + before, out.end()), out.end());
   }
 
+  size_t slot_count() const { return members_.size(); }
+
+  /// Its candidates in [low, high), ascending, each once, without those that removed(candidate) holds for. Once removed
+  /// is always removed: `skips` [slot_count, of zeros at first] remembers runs of them, so that a long bucket of copies
+  /// costs one step and not its window. May run in several threads at once.
+  template <class Removed>
+  void candidates_between(uint32_t document, uint32_t low, uint32_t high, std::vector<uint32_t>& skips,
+                          std::vector<uint32_t>& out, Removed&& removed) const {
+    size_t before = out.size();
+    for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) {
+      uint64_t slot = slots_[i], first = bucket_first_[slot], position = slot - first;
+      uint64_t head_end = position <= 2 * window_ ? slot : first + window_;
+      walk(low > 0 ? not_below(first, head_end, low) : first, head_end, high, document, skips, out, removed);
+      if (head_end < slot) {
+        uint64_t tail = slot - window_;
+        walk(low > 0 ? not_below(tail, slot, low) : tail, slot, high, document, skips, out, removed);
+      }
+    }
+    std::sort(out.begin() + before, out.end());
+    out.erase(std::unique(out.begin() + before, out.end()), out.end());
+  }
+
  private:
   uint64_t window_size(uint64_t position) const;
   uint64_t window_position(uint64_t position, uint64_t i) const;
+  /// The first slot of [from, to) whose member is not below `low`; members of a bucket ascend.
+  uint64_t not_below(uint64_t from, uint64_t to, uint32_t low) const {
+    auto begin = members_.begin();
+    return static_cast<uint64_t>(std::lower_bound(begin + from, begin + to, low) - begin);
+  }
+  template <class Removed>
+  void walk(uint64_t from, uint64_t to, uint32_t high, uint32_t document, std::vector<uint32_t>& skips,
+            std::vector<uint32_t>& out, Removed&& removed) const {
+    auto skip = [&](uint64_t slot) { return __atomic_load_n(&skips[slot], __ATOMIC_RELAXED); };
+    while (from < to && members_[from] < high) {
+      uint64_t next = from;  // past a run of removed members
+      while (next < to) {
+        if (uint32_t known = skip(next))
+          next += known;
+        else if (removed(members_[next]))
+          ++next;
+        else
+          break;
+      }
+      for (uint64_t slot = from; slot < next; ++slot) {
+        uint32_t known = skip(slot);
+        __atomic_store_n(&skips[slot], static_cast<uint32_t>(next - slot), __ATOMIC_RELAXED);
+        if (known) slot += known - 1;
+      }
+      if (next > from) {
+        from = next;
+        continue;
+      }
+      if (comparable(members_[from], document)) out.push_back(members_[from]);
+      ++from;
+    }
+  }
   bool comparable(uint32_t better, uint32_t worse) const {
     return (scopes_.empty() || scopes_[better] == scopes_[worse]) &&
            (across_.empty() || across_[better] != across_[worse]);

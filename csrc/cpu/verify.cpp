@@ -9,7 +9,8 @@ enum State : uint8_t { OPEN, KEPT, REMOVED };
 
 // Candidates held at a time: 64 MB. A block of documents never has more unless one document alone does.
 constexpr uint64_t BLOCK_CANDIDATES = 16u << 20;
-constexpr uint32_t BLOCK_DOCUMENTS = 1u << 20;
+// Blocks grow, so that most of a large cluster meets candidates that are known to be removed, and drops them.
+constexpr uint32_t FIRST_BLOCK_DOCUMENTS = 1u << 10, BLOCK_DOCUMENTS = 1u << 18;
 constexpr size_t PIECE = 256;  // documents a task
 constexpr size_t BRIEF = 64;   // fewer documents are not worth a thread
 
@@ -17,9 +18,10 @@ constexpr size_t BRIEF = 64;   // fewer documents are not worth a thread
 template <class Body>
 void each_block(const Buckets& buckets, Body&& body) {
   uint32_t count = static_cast<uint32_t>(buckets.count());
-  for (uint32_t first = 0, last; first < count; first = last) {
+  uint32_t documents = FIRST_BLOCK_DOCUMENTS;
+  for (uint32_t first = 0, last; first < count; first = last, documents = std::min(2 * documents, BLOCK_DOCUMENTS)) {
     uint64_t candidates = 0;
-    for (last = first; last < count && last - first < BLOCK_DOCUMENTS; ++last) {
+    for (last = first; last < count && last - first < documents; ++last) {
       candidates += buckets.candidate_bound(last);
       if (candidates > BLOCK_CANDIDATES && last > first) break;
     }
@@ -35,8 +37,9 @@ class Block {
     const uint32_t* end;
   };
 
-  template <class Accept>
-  Block(Context& context, const Buckets& buckets, uint32_t first, uint32_t last, Accept&& accept)
+  /// find(document, list) appends the document's candidates.
+  template <class Find>
+  Block(Context& context, uint32_t first, uint32_t last, Find&& find)
       : first_(first), lists_((last - first + PIECE - 1) / PIECE), rest_(last - first) {
     context.each(
         lists_.size(),
@@ -47,7 +50,7 @@ class Block {
           std::vector<size_t> ends;
           for (uint32_t i = from; i < to; ++i) {
             if (context.stopped()) return;
-            buckets.candidates(first + i, list, accept);
+            find(first + i, list);
             ends.push_back(list.size());
           }
           for (uint32_t i = from; i < to; ++i)
@@ -67,7 +70,12 @@ class Keepers {
  public:
   Keepers(Context& context, const Buckets& buckets, const Comparison& compare, const EqualContent& equal,
           const Decision* prior)
-      : context_(context), buckets_(buckets), compare_(compare), prior_(prior), state_(buckets.count(), OPEN) {
+      : context_(context),
+        buckets_(buckets),
+        compare_(compare),
+        prior_(prior),
+        state_(buckets.count(), OPEN),
+        skips_(buckets.slot_count()) {
     out_.keeper.assign(buckets.count(), NONE);
     out_.similarity.resize(buckets.count());
     if (equal.leader) link_equal(equal.leader);
@@ -111,6 +119,7 @@ class Keepers {
 
   /// Takes the document as far as decided ones allow. Returns NONE if it is decided now, else the one it waits for.
   uint32_t advance(uint32_t document, Block::Rest& rest, uint64_t& compared) {
+    if (state(document) == REMOVED) return NONE;  // by a candidate from before the block
     uint32_t equal = NONE;  // a kept document of equal content: at most one is, it removes all after it
     if (!previous_equal_.empty() && previous_equal_[document] != NONE) {
       uint32_t previous = previous_equal_[document];
@@ -122,13 +131,7 @@ class Keepers {
       uint32_t candidate = *rest.at;
       State decided = state(candidate);
       if (decided == OPEN) return candidate;
-      Similarity similarity;
-      if (decided == KEPT && similar(candidate, document, &similarity, compared)) {
-        out_.keeper[document] = candidate;
-        out_.similarity[document] = similarity;
-        settle(document, REMOVED);
-        return NONE;
-      }
+      if (decided == KEPT && try_keeper(candidate, document, compared)) return NONE;
     }
     if (equal != NONE) {
       out_.keeper[document] = equal;
@@ -138,8 +141,36 @@ class Keepers {
     return NONE;
   }
 
+  /// Candidates of a document of the block that begins at `first`, without those known to be removed. Before the block
+  /// all is decided: if a candidate there removes the document, those in the block are not even looked for.
+  void find(uint32_t document, uint32_t first, std::vector<uint32_t>& list) {
+    auto removed = [&](uint32_t candidate) { return state(candidate) == REMOVED; };
+    size_t before = list.size();
+    buckets_.candidates_between(document, 0, first, skips_, list, removed);
+    if (previous_equal_.empty() || previous_equal_[document] == NONE) {
+      uint64_t compared = 0;
+      for (size_t i = before; i < list.size(); ++i)
+        if (try_keeper(list[i], document, compared)) break;
+      __atomic_fetch_add(&compared_, compared, __ATOMIC_RELAXED);
+      list.resize(before);
+      if (state(document) == REMOVED) return;
+    }
+    buckets_.candidates_between(document, first, document, skips_, list, removed);
+  }
+
+  /// Removes the document for a kept candidate if they are similar.
+  bool try_keeper(uint32_t candidate, uint32_t document, uint64_t& compared) {
+    Similarity similarity;
+    if (!similar(candidate, document, &similarity, compared)) return false;
+    out_.keeper[document] = candidate;
+    out_.similarity[document] = similarity;
+    settle(document, REMOVED);
+    return true;
+  }
+
   void decide(uint32_t first, uint32_t last) {
-    Block block(context_, buckets_, first, last, [&](uint32_t candidate) { return state_[candidate] != REMOVED; });
+    Block block(context_, first, last,
+                [&](uint32_t document, std::vector<uint32_t>& list) { find(document, first, list); });
     std::vector<uint32_t> waiting(last - first, NONE);  // head of the list of those that wait for a document
     std::vector<uint32_t> next(last - first, NONE);     // the rest of that list
     std::vector<uint32_t> ready(last - first), blocked_on;
@@ -182,7 +213,7 @@ class Keepers {
   const Comparison& compare_;
   const Decision* prior_;
   std::vector<uint8_t> state_;
-  std::vector<uint32_t> previous_equal_, kept_equal_;
+  std::vector<uint32_t> skips_, previous_equal_, kept_equal_;
   uint64_t compared_ = 0;
   Decision out_;
 };
@@ -245,7 +276,9 @@ Decision verify_components(Context& context, const Buckets& buckets, const Compa
     for (uint32_t i = 0; i < count; ++i) components.join(i, equal.leader[i]);
 
   each_block(buckets, [&](uint32_t first, uint32_t last) {
-    Block block(context, buckets, first, last, [](uint32_t) { return true; });
+    Block block(context, first, last, [&](uint32_t document, std::vector<uint32_t>& list) {
+      buckets.candidates(document, list, [](uint32_t) { return true; });
+    });
     std::vector<uint32_t> active(last - first), still;
     std::iota(active.begin(), active.end(), first);
     std::vector<uint8_t> joined;

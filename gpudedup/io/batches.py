@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from gpudedup.backends.columns import is_text
+
 TARGET_BYTES = 16 << 20
 """Bytes of values a batch aims at: large enough to hide the cost per batch, small enough for any ``memory``."""
 
@@ -38,16 +40,6 @@ Item = TypeVar("Item")
 def say(error: BaseException) -> str:
     """The message of an error on one line, or its type where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold documents: any string or binary type, or a dictionary of one."""
-    if pt.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(
-        pt.is_string(kind) or pt.is_large_string(kind) or pt.is_string_view(kind)
-        or pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_binary_view(kind)
-    )  # fmt: skip
 
 
 def value_bytes(column: pa.Array) -> Rows:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from gpudedup.backends.cpu import is_tokens
+from gpudedup.backends.columns import is_text, is_tokens
 from gpudedup.errors import InputError
-from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, is_text, merge, say, take
+from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, merge, say, take
 from gpudedup.io.parquet import column_of
 from gpudedup.io.source import Batch, Skipped
 from gpudedup.store.atomic import output_errors

@@ -19,7 +19,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from gpudedup.backends.cpu import is_tokens
+from gpudedup.backends.columns import is_text, is_tokens
 from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import (
     MAX_ROWS,
@@ -28,7 +28,6 @@ from gpudedup.io.batches import (
     Rows,
     batch_bytes,
     bounded_slices,
-    is_text,
     merge,
     nulls,
     say,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.backends.base import I64
+from gpudedup.backends.columns import take
 from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
@@ -46,7 +48,9 @@ def removed_table(
 def all_removals(signed: Signed, decided: Decided, params: Params) -> pa.Table:
     """The removals of a whole run."""
     ids = signed.columns[params.id_column] if params.id_column else None
-    return removed_table(signed.shard_names, signed.shard_first, decided, ids.take if ids is not None else None)
+    return removed_table(
+        signed.shard_names, signed.shard_first, decided, partial(take, ids) if ids is not None else None
+    )
 
 
 def kept_batches(source: Source, signed: Signed, decided: Decided) -> Iterator[pa.RecordBatch]:

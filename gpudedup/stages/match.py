@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, U32, Backend
+from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
 
@@ -80,16 +81,12 @@ def rank(signed: Signed, params: Params) -> U32:
         counts = signed.unit_count[candidates]
         return candidates[np.argsort(~counts, kind="stable")]
     assert column is not None
-    values = signed.columns[column]
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+    values = plain_column(signed.columns[column])
     if rule == "sources":
         order = _source_places(values, sources)
         return candidates[np.argsort(order[candidates], kind="stable")]
     if pa.types.is_null(values.type):
         return candidates
-    if pa.types.is_string_view(values.type) or pa.types.is_binary_view(values.type):
-        values = values.cast(pa.large_binary())
     direction = "descending" if rule == "max" else "ascending"
     # Stable, with NaN after all numbers and null after NaN in both directions: nulls go to the end by default.
     best_first = pc.sort_indices(values, sort_keys=[("", direction)]).to_numpy()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles
-from gpudedup.backends.cpu import is_text, is_tokens
+from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
 from gpudedup.io.source import Batch, Shard, Source
@@ -88,7 +88,7 @@ def columns_needed(params: Params) -> list[str]:
 def check_types(source: Source, params: Params) -> None:
     """Raise InputError or ParameterError if a column is missing or of a type that it cannot be used with."""
     kind = source.column_type(params.text_column)
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = value_type(kind)
     tokens = parse_shingle(params.shingle).unit == "tokens"
     if tokens and not is_tokens(value):
         raise InputError(f'column "{params.text_column}" is {kind}; shingle="{params.shingle}" needs lists of integers')
@@ -109,7 +109,7 @@ def check_types(source: Source, params: Params) -> None:
 
 
 def check_scope_type(role: str, name: str, kind: pa.DataType) -> None:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = value_type(kind)
     fixed = pa.types.is_integer(value) or pa.types.is_boolean(value)
     time = pa.types.is_temporal(value) and not pa.types.is_interval(value)
     if not (is_text(value) or fixed or time or pa.types.is_null(value)):
@@ -120,7 +120,7 @@ def check_scope_type(role: str, name: str, kind: pa.DataType) -> None:
 
 
 def check_keep_type(rule: str, name: str, kind: pa.DataType) -> None:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = value_type(kind)
     text = is_text(value)
     number = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_decimal(value)
     other = pa.types.is_boolean(value) or (pa.types.is_temporal(value) and not pa.types.is_interval(value))
@@ -188,15 +188,11 @@ def _batches(shards: list[Shard] | tuple[Shard, ...] | object, names: list[str])
 
 def scope_codes(column: pa.ChunkedArray, backend: Backend) -> tuple[I32, U64]:
     """(code, key) per document: equal codes for equal values, -1 for null; the 64-bit scope keys of the values."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
+    column = plain_column(column)
     if pa.types.is_null(column.type):
         return np.full(len(column), -1, np.int32), np.ones(len(column), np.uint64)
-    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
-        column = column.cast(pa.large_binary())
-    encoded = pc.dictionary_encode(column).unify_dictionaries().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = pa.concat_arrays(encoded.chunks) if encoded.num_chunks else encoded.type  # pragma: no cover
+    chunks = pc.dictionary_encode(column).unify_dictionaries().chunks
+    encoded = pa.concat_arrays(chunks) if chunks else pa.array([], column.type).dictionary_encode()
     codes = pc.fill_null(encoded.indices.cast(pa.int32()), -1).to_numpy(zero_copy_only=False)
     keys = np.concatenate((backend.hash_values(encoded.dictionary), np.ones(1, np.uint64)))
     return np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(keys[codes], np.uint64)
