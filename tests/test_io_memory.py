@@ -170,7 +170,7 @@ def test_empty_stream_has_no_documents():
         (pa.table([["a"], ["b"]], names=["text", "text"]), "2 columns are named 'text'"),
         ("", "no file matches ''"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_refused(data, message):
     with pytest.raises(InputError, match=message):
