@@ -1,4 +1,8 @@
-"""fastsketchlsh: FastSimilaritySketch.batch, LSH.insert, LSH.query; candidates checked by their sketches."""
+"""fastsketchlsh: FastSimilaritySketch.batch, LSH.query, LSH.insert; candidates are checked by their sketches.
+
+The index holds only what is kept, as in gaoya_peer.py. Its one-call insert_and_query_duplicates flags all members of a
+cluster, the first one too, so it cannot say which stay.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import peer
 from FastSketchLSH import LSH, FastSimilaritySketch
 
 BANDS = 16  # must divide K
-QUERY = 2000  # rows a call, so that the lists of a large cluster are not all held
+BATCH = 4000
 
 
 def sketch(place: tuple[str, int]) -> tuple[list[int], np.ndarray]:
@@ -16,28 +20,39 @@ def sketch(place: tuple[str, int]) -> tuple[list[int], np.ndarray]:
     return ids, np.asarray(made)
 
 
+def similar(index: LSH, rows: np.ndarray, indexed: np.ndarray) -> list[list[int]]:
+    """For each row the indexed rows that share a band and at least t of its values."""
+    flat, bounds = index.query(rows, format="csr")
+    owner = np.repeat(np.arange(len(rows)), np.diff(bounds.astype(np.int64)))
+    good = (indexed[flat] == rows[owner]).mean(axis=1) >= peer.THRESHOLD
+    out: list[list[int]] = [[] for _ in rows]
+    for row, other in zip(owner[good].tolist(), flat[good].tolist(), strict=True):
+        out[row].append(other)
+    return out
+
+
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
-    ids: list[int] = []
-    parts: list[np.ndarray] = []
-    with peer.Clock(seconds, "read and sign"):
-        for own, matrix in peer.in_processes(sketch, peer.row_groups(files), workers):
-            ids += own
-            parts.append(matrix)
-    gone = bytearray(len(ids))
-    with peer.Clock(seconds, "match"):
-        sketches = np.concatenate(parts)
-        index = LSH(num_perm=peer.NUM_PERM, num_bands=BANDS, num_threads=workers)
-        index.insert(sketches)
-        for first in range(0, len(ids), QUERY):
-            flat, bounds = index.query(sketches[first : first + QUERY], format="csr")
-            for number, (begin, end) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True), first):
-                for other in flat[begin:end].tolist() if end - begin > 1 else ():
-                    # its own index does not compare sketches, so a candidate is no copy yet
-                    same = other < number and not gone[other] and (sketches[other] == sketches[number]).mean()
-                    if same >= peer.THRESHOLD:
-                        gone[number] = 1
-                        break
-    kept = [i for i, removed in zip(ids, gone, strict=True) if not removed]
+    index = LSH(num_perm=peer.NUM_PERM, num_bands=BANDS, num_threads=workers)
+    indexed, kept = np.zeros((1 << 16, peer.NUM_PERM), np.uint64), []
+    with peer.Clock(seconds, "read, sign and match"):
+        for all_ids, all_rows in peer.in_processes(sketch, peer.row_groups(files), workers):
+            for first in range(0, len(all_ids), BATCH):
+                rows = all_rows[first : first + BATCH]
+                hits = similar(index, rows, indexed) if kept else [[] for _ in rows]
+                new = np.array([n for n, found in enumerate(hits) if not found], np.int64)
+                if not len(new):
+                    continue
+                rows = np.ascontiguousarray(rows[new])
+                own = LSH(num_perm=peer.NUM_PERM, num_bands=BANDS, num_threads=workers)
+                own.insert(rows)
+                gone = bytearray(len(rows))
+                peer.greedy(similar(own, rows, rows), 0, gone)
+                stay = np.flatnonzero(np.frombuffer(gone, np.uint8) == 0)
+                index.insert(np.ascontiguousarray(rows[stay]))
+                while len(kept) + len(stay) > len(indexed):
+                    indexed = np.concatenate([indexed, np.zeros_like(indexed)])
+                indexed[len(kept) : len(kept) + len(stay)] = rows[stay]
+                kept += [all_ids[first + n] for n in new[stay].tolist()]
     return kept, f"{BANDS} bands of {peer.NUM_PERM // BANDS}, {workers} processes, estimate checked"
 
 
