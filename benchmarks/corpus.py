@@ -157,14 +157,14 @@ class Writer:
         fragments = np.maximum(1, (plan.length[clusters] / pool.mean_bytes[language] / FRAGMENT).astype(np.int64))
         ends = np.cumsum(fragments)
         owner = np.repeat(np.arange(len(clusters)), fragments)
-        place = np.arange(int(ends[-1])) - (ends - fragments)[owner]
-        bits = mix(keys[owner] + place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        start = (bits >> np.uint64(32)) * pool.count[language].astype(np.uint64)[owner] >> np.uint64(32)
-        start = start.astype(np.int32) + pool.first[language].astype(np.int32)[owner]
-        words = (start[:, None] + np.arange(FRAGMENT, dtype=np.int32)).ravel()
+        within = np.arange(int(ends[-1])) - (ends - fragments)[owner]
+        bits = mix(keys[owner] + within.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        count, first = pool.count[language].astype(np.uint64)[owner], pool.first[language].astype(np.int32)[owner]
+        place: I32 = ((bits >> np.uint64(32)) * count >> np.uint64(32)).astype(np.int32) + first
+        words: I32 = (place[:, None] + np.arange(FRAGMENT, dtype=np.int32)).ravel()
         closing = np.repeat((bits & np.uint64(3)) == 0, FRAGMENT)  # a quarter of the sentence ends
         words = np.where(closing, pool.paragraph[words], words)
-        return words, np.concatenate([[0], ends * FRAGMENT])
+        return words, np.concatenate([[0], ends * FRAGMENT]).astype(np.int64)
 
     def sites(self, clusters: I64) -> I64:
         """The number of the site that the original of each cluster is from, Zipf-like; -1: none."""
@@ -217,7 +217,7 @@ class Writer:
             out[np.cumsum(copies)[inserted] - 2] = fresh[chance[changed] >= 0.85]
             return out
         if kind == "sentence":
-            number = np.cumsum(pool.ends[words]) - pool.ends[words]  # a sentence's last word is its own
+            number: I64 = np.cumsum(pool.ends[words]) - pool.ends[words]  # a sentence's last word is its own
             chosen = fraction(noise(key + 1, int(number[-1]) + 1))[number] < rate
             chosen &= ~pool.ends[words]  # its end stays, and with it the paragraph
             return np.where(chosen, pool.draw(language, bits), words)

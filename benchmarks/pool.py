@@ -57,7 +57,8 @@ def mix(z: U64) -> U64:
 
 def fraction(bits: U64) -> F64:
     """Uniform in [0, 1)."""
-    return (bits >> np.uint64(11)) * 2.0**-53
+    out: F64 = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return out
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,8 @@ class Pool:
     def draw(self, language: int, bits: U64) -> I32:
         """A word of the language for each random number."""
         count = np.uint64(self.count[language])
-        return (((bits >> np.uint64(32)) * count >> np.uint64(32)).astype(np.int64) + self.first[language]).astype(
-            np.int32
-        )
+        place: I64 = ((bits >> np.uint64(32)) * count >> np.uint64(32)).astype(np.int64) + self.first[language]
+        return place.astype(np.int32)
 
 
 def load_pool(mix_name: str) -> Pool:

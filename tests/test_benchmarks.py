@@ -19,6 +19,7 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import corpus  # noqa: E402
+import pool  # noqa: E402
 
 SIZE = 1_200_000
 
@@ -92,7 +93,7 @@ def test_kinds_do_what_they_say(mixed: Path) -> None:
     assert np.median(heavy) < 0.6
 
 
-@pytest.mark.parametrize("mix", sorted(corpus.MIXES))
+@pytest.mark.parametrize("mix", sorted(pool.MIXES))
 def test_strangers_are_no_copies(mix: str, tmp_path: Path) -> None:
     out = make(tmp_path / mix, mix_name=mix)
     import truth
@@ -135,7 +136,6 @@ def test_every_result_is_described() -> None:
 
 
 def test_joining_pieces_keeps_their_bytes() -> None:
-    joined = corpus._join(
-        pa.array(["a ", "bc ", "", "déf"], pa.large_string()), np.array([3, 0, 1, 2], np.int32), [2, 0, 2]
-    )
+    pieces = pa.array(["a ", "bc ", "", "déf"], pa.large_string())
+    joined = corpus._join(pieces, np.array([3, 0, 1, 2], np.int32), np.array([2, 0, 2]))
     assert joined.to_pylist() == ["défa ", "", "bc "]
