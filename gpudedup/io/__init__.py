@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,23 @@ import pyarrow.dataset
 
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, prefetch, say
+from gpudedup.io.delimited import DelimitedSource
 from gpudedup.io.jsonl import JsonlSource
 from gpudedup.io.memory import Batches, Held, MemorySource, documents, hold_or_spool, item_batches, reader_batches
 from gpudedup.io.parquet import ParquetSource
 from gpudedup.io.paths import InputFile, find_files
+from gpudedup.io.plain import PlainSource
 from gpudedup.io.source import Batch, Fingerprint, Shard, Skipped, Source
 
 __all__ = ["Batch", "Fingerprint", "Shard", "Skipped", "Source", "open_paths", "open_source", "prefetch"]
+
+READERS: dict[str, Callable[..., Source]] = {
+    "jsonl": JsonlSource,
+    "csv": DelimitedSource,
+    "tsv": DelimitedSource,
+    "plain": PlainSource,
+}
+"""What reads each format of ``paths.FORMATS`` but Parquet, which may need room on disk."""
 
 ACCEPTED = (
     "a path, glob or directory, a list of pathlib.Path, a list of str, an Arrow table or batch, anything with the "
@@ -64,7 +74,7 @@ def open_paths(
     memory_bytes: int,
     tmp: str | None = None,
     on_error: str = "fail",
-) -> ParquetSource | JsonlSource:
+) -> Source:
     """An ordered corpus from files, globs and directories (``find_files``); the other parameters as for
     ``open_source``.
     """
@@ -73,7 +83,8 @@ def open_paths(
         return ParquetSource(
             files, text_column=text_column, columns=columns, memory_bytes=memory_bytes, tmp=tmp, on_error=on_error
         )
-    return JsonlSource(files, text_column=text_column, columns=columns, memory_bytes=memory_bytes, on_error=on_error)
+    reader = READERS[files[0].format]
+    return reader(files, text_column=text_column, columns=columns, memory_bytes=memory_bytes, on_error=on_error)
 
 
 def _in_memory(data: Any, text_column: str, columns: Sequence[str], memory_bytes: int, tmp: str | None) -> Batches:

@@ -5,25 +5,31 @@ from __future__ import annotations
 import glob
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpudedup.errors import InputError
 from gpudedup.io.source import Fingerprint
 
-FORMATS = {
-    ".parquet": ("parquet", None),
-    ".jsonl": ("jsonl", None),
-    ".ndjson": ("jsonl", None),
-    ".jsonl.gz": ("jsonl", "gzip"),
-    ".ndjson.gz": ("jsonl", "gzip"),
-    ".jsonl.zst": ("jsonl", "zstd"),
-    ".ndjson.zst": ("jsonl", "zstd"),
-}
+_WHOLE = {".parquet": "parquet"}
+_STREAMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "plain", ".md": "plain"}
+
+FORMATS: dict[str, tuple[str, str | None]] = {suffix: (name, None) for suffix, name in (_WHOLE | _STREAMS).items()}
+FORMATS |= {suffix + ".gz": (name, "gzip") for suffix, name in _STREAMS.items()}
+FORMATS |= {suffix + ".zst": (name, "zstd") for suffix, name in _STREAMS.items()}
 """Known suffixes, whatever their case: format and compression of the file as a whole."""
 
-KNOWN = ", ".join(FORMATS)
+KNOWN = f"{', '.join(_WHOLE)}; {', '.join(_STREAMS)}, also with .gz or .zst"
+
+FORMAT_NAMES = {
+    "parquet": "Parquet",
+    "ipc": "Arrow IPC",
+    "jsonl": "JSON Lines",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "plain": "plain text",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +60,10 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     paths.
 
     A directory means every file below it with a known suffix; names that begin with "." or "_" are left out, and so are
-    symbolic links back to a directory above. A glob that matches a directory means the same for it.
-    Raises InputError if something does not exist, is no regular file, has an unknown suffix, or is named twice.
+    symbolic links back to a directory above. A glob that matches a directory means the same for it. Plain text files
+    count only if a directory or glob gives nothing else, so that a README beside the data is no document.
+    Raises InputError if something does not exist, is no regular file, has an unknown suffix, or is named twice, and
+    for files of different formats, but CSV and TSV.
     """
     if not inputs:
         raise InputError("no input was given; name at least one file, directory or glob")
@@ -68,9 +76,9 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
         other = seen.setdefault((status.st_dev, status.st_ino), file.path)
         if other is not file.path:
             raise InputError(f"the same file is given twice, as {other} and as {file.path}; name it once")
-    formats = {file.format: file.path for file in files}
+    formats = {("csv" if file.format == "tsv" else file.format): file for file in reversed(files)}
     if len(formats) > 1:
-        examples = " and ".join(formats.values())
+        examples = " and ".join(f"{file.path} ({FORMAT_NAMES[file.format]})" for file in reversed(formats.values()))
         raise InputError(f"inputs of different formats cannot be mixed in one run: {examples}; convert one of them")
     return files
 
@@ -79,7 +87,7 @@ def _expand(given: str) -> list[InputFile]:
     if "\0" in given:
         raise InputError(f"path {given!r} contains a NUL character")
     if os.path.isdir(given):
-        found = sorted(_walk(given), key=lambda path: os.fsencode(os.path.relpath(path, given)))
+        found = sorted(_data_files(_walk(given)), key=lambda path: os.fsencode(os.path.relpath(path, given)))
         if not found:
             raise InputError(f"directory {given} holds no file with a known suffix ({KNOWN})")
         return [_input_file(path) for path in found]
@@ -95,7 +103,7 @@ def _expand(given: str) -> list[InputFile]:
             elif suffix_of(path) and not _hidden(path, given) and not ("**" in given and _goes_in_circles(path)):
                 found.append(path)
         if found:
-            return [_input_file(path) for path in sorted(set(found), key=os.fsencode)]
+            return [_input_file(path) for path in sorted(_data_files(set(found)), key=os.fsencode)]
         if matches:
             raise InputError(f"{given} matches {matches[0]} but nothing with a known suffix ({KNOWN})")
     if "://" in given:
@@ -146,6 +154,12 @@ def _walk(root: str) -> Iterator[str]:
                 todo.append((entry.path, above | {identity}))
             elif suffix_of(entry.name):
                 yield entry.path
+
+
+def _data_files(paths: Iterable[str]) -> list[str]:
+    """The files that are not plain text, or all of them if there is no other."""
+    found = list(paths)
+    return [path for path in found if FORMATS[suffix_of(path) or ""][0] != "plain"] or found
 
 
 def suffix_of(path: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import zlib
@@ -65,6 +66,15 @@ def open_sink(path: Path, compression: str | None) -> Iterator[Callable[[bytes],
                 yield compressor.write
         else:
             yield file.write
+
+
+def well_formed(data: bytes | bytearray, piece_bytes: int = 1 << 20) -> bytearray:
+    """UTF-8 with U+FFFD for what is ill-formed (docs/spec.md, 1), made piece by piece: a str takes 4 bytes a letter."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    view, text = memoryview(data), bytearray()
+    for first in range(0, len(data), piece_bytes):
+        text += decoder.decode(view[first : first + piece_bytes], final=first + piece_bytes >= len(data)).encode()
+    return text
 
 
 def join_parts(held: list[tuple[Rows, pa.RecordBatch, list[int]]]) -> Batch:

@@ -1,0 +1,228 @@
+"""Plain text files, as they are or in gzip or zstd: each is a shard of one row, a document without other columns.
+
+All of a file is text, without the byte order mark; ill-formed UTF-8 reads as U+FFFD. A file that is kept is copied as
+bytes, and one that is removed is left out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.errors import InputError, MemoryLimitError
+from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
+from gpudedup.io.paths import InputFile
+from gpudedup.io.skips import SkipLog
+from gpudedup.io.source import Batch, Fingerprint, Skipped
+from gpudedup.io.streams import BOM, open_stream, well_formed
+from gpudedup.store.atomic import output_errors
+
+BLOCK_BYTES = 1 << 20
+"""Bytes decompressed or copied at a time."""
+
+READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
+
+FILE_SHARE = 4
+"""A file may take 1 / FILE_SHARE of the memory, decompressed: it is held as a whole, and twice if it is ill-formed."""
+
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class PlainShard:
+    """One file, one document."""
+
+    __slots__ = ("_source", "file")
+
+    text_in_memory = False
+    absent_when_removed = True
+    """Nothing is to be written for the file where its only row is not kept."""
+
+    def __init__(self, file: InputFile, source: PlainSource) -> None:
+        self.file, self._source = file, source
+
+    @property
+    def name(self) -> str:
+        """The path as given."""
+        return self.file.path
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Size and time of the file when it was opened."""
+        return self.file.fingerprint
+
+    @property
+    def row_count(self) -> int:
+        """1."""
+        return 1
+
+    def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
+        """One batch of one row, or none if ``wanted`` is empty.
+
+        Raises InputError naming the file if it cannot be read (or notes it and gives null), and MemoryLimitError if it
+        is too large for ``memory``.
+        """
+        if wanted is not None and len(wanted) and wanted[-1] > 0:
+            raise InputError(f"{self.name} has no row {wanted[-1]}; it is one document")
+        if wanted is None or len(wanted):
+            for _, batch in self._source.gathered([self], columns):
+                yield batch
+
+    def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+        """The text, if it is kept."""
+        self._check_keep(keep)
+        for batch in self.read([self._source.text_column], np.flatnonzero(keep)):
+            yield batch.columns
+
+    def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
+        """Copy the file as bytes if it is kept, else write nothing; return the bytes written."""
+        self._check_keep(keep)
+        if not keep[0]:
+            return 0
+        self.file.check_unchanged()
+        try:
+            origin = io.FileIO(self.name)
+        except OSError as error:
+            raise InputError(f"cannot read {self.name}: {say(error)}") from error
+        with origin, output_errors(path), open(path, "wb") as target:
+            shutil.copyfileobj(origin, target, BLOCK_BYTES)
+        self.file.check_unchanged()
+        return path.stat().st_size
+
+    def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
+        if len(keep) != 1:
+            raise ValueError(f"keep has {len(keep)} values for the one row of {self.name}")
+
+
+class PlainSource:
+    """Plain text files as an ordered corpus."""
+
+    def __init__(
+        self, files: Sequence[InputFile], *, text_column: str, columns: Sequence[str], memory_bytes: int, on_error: str
+    ) -> None:
+        """No file is opened yet. Raises InputError if a run needs any column but the text."""
+        self._skips = SkipLog(on_error == "skip")
+        self._memory_bytes = memory_bytes
+        self.text_column = text_column
+        self.shards: list[PlainShard] = []
+        for file in files:
+            self._skips.register(file.path)
+            self.shards.append(PlainShard(file, self))
+        for column in columns:
+            self.column_type(column)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was left out so far under on_error="skip"."""
+        return self._skips.entries
+
+    def column_type(self, column: str) -> pa.DataType:
+        """large_string for the text. Raises InputError for any other column."""
+        if column != self.text_column:
+            raise InputError(
+                f"{self.shards[0].name}: plain text files are documents without columns, so there is no {column!r}; "
+                "removals name documents by their paths"
+            )
+        return pa.large_string()
+
+    def kept_schema(self) -> pa.Schema:
+        """The text alone."""
+        return pa.schema([pa.field(self.text_column, pa.large_string())])
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""
+
+    def gathered(self, shards: Sequence[PlainShard], columns: Sequence[str]) -> Iterator[tuple[Rows, Batch]]:
+        """(places among ``shards``, their documents) of many files at a time, about 16 MB; ``rows`` are all 0.
+
+        Raises InputError and MemoryLimitError as ``PlainShard.read`` does, at the first file that cannot be read.
+        """
+        texts: list[bytes | bytearray | None] = []
+        size_bytes = first = 0
+        for place, shard in enumerate(shards):
+            text = self._text(shard.file)
+            length = len(text) if text is not None else 0
+            if texts and (size_bytes + length > TARGET_BYTES or len(texts) == MAX_ROWS):
+                yield np.arange(first, place), self._batch(texts, columns)
+                texts, size_bytes, first = [], 0, place
+            texts.append(text)
+            size_bytes += length
+            del text
+        if texts:
+            yield np.arange(first, len(shards)), self._batch(texts, columns)
+
+    def _batch(self, texts: list[bytes | bytearray | None], columns: Sequence[str]) -> Batch:
+        damaged = np.zeros(sum(text is None for text in texts), np.int64)
+        column = _text_array(texts)
+        fields = [pa.field(name, self.column_type(name)) for name in columns]
+        batch = pa.RecordBatch.from_arrays([column] * len(fields), schema=pa.schema(fields))
+        return Batch(np.zeros(len(texts), np.int64), batch, damaged)
+
+    def _text(self, file: InputFile) -> bytes | bytearray | None:
+        """The bytes of a file's text, ill-formed ones too; None if it is damaged and skipped."""
+        try:
+            data = self._stored(file) if file.compression is None else self._decompressed(file)
+        except (InputError, *READ_ERRORS) as error:
+            file.check_unchanged()
+            self._skips.add(file.path, 0, 1, f"{file.path} cannot be read: {say(error)}")
+            return None
+        if data.startswith(UTF16_MARKS):
+            self._skips.add(file.path, 0, 1, f"{file.path} is UTF-16 text; convert it to UTF-8")
+            return None
+        return data[len(BOM) :] if data.startswith(BOM) else data
+
+    def _stored(self, file: InputFile) -> bytes:
+        """All bytes of a file that is not compressed."""
+        self._check_length(file, file.fingerprint.size_bytes)
+        handle = os.open(file.path, os.O_RDONLY)
+        try:
+            parts = []
+            missing = file.fingerprint.size_bytes + 1
+            while part := os.read(handle, min(missing, READ_BYTES)):
+                parts.append(part)
+                missing -= len(part)
+            status = os.fstat(handle)
+            if missing != 1 or file.fingerprint != Fingerprint(status.st_size, status.st_mtime_ns):
+                file.check_unchanged()
+                raise ValueError(f"{file.fingerprint.size_bytes + 1 - missing} bytes instead of {status.st_size}")
+        finally:
+            os.close(handle)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _decompressed(self, file: InputFile) -> bytearray:
+        data = bytearray()
+        file.check_unchanged()
+        with open_stream(file, 0) as (stream, _):
+            while chunk := stream.read(BLOCK_BYTES):
+                data += chunk
+                self._check_length(file, len(data))
+        file.check_unchanged()
+        return data
+
+    def _check_length(self, file: InputFile, length: int) -> None:
+        limit = self._memory_bytes // FILE_SHARE
+        if length > limit:
+            raise MemoryLimitError(
+                f"{file.path} has more than {limit} bytes of text, which is what memory={self._memory_bytes} allows "
+                "for one file; give more memory or leave it out"
+            )
+
+
+def _text_array(texts: list[bytes | bytearray | None]) -> pa.Array:
+    """The texts as a large_string array; a single one is shared, not copied."""
+    if len(texts) == 1 and texts[0] is not None:
+        offsets = pa.py_buffer(np.array([0, len(texts[0])], np.int64))
+        array = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(texts[0])])
+    else:
+        array = pa.array(texts, pa.large_binary())
+    try:
+        return array.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        repaired = [None if text is None else well_formed(text) for text in texts]
+        return pa.array(repaired, pa.large_binary()).cast(pa.large_string())
