@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 import pytest
-from common import ROUNDS, Child, corpus_files, load, run_job
+from common import ROUNDS, Child, corpus_files, load, run_job, text_bytes
 
 MEGABYTES = 1000
 
@@ -25,7 +25,7 @@ def bench_job(benchmark: Any, mix: str, output: str, memory: str | None) -> None
     benchmark.pedantic(job, rounds=ROUNDS)
     best = min(children, key=lambda child: child.seconds)
     decode = [run_job(files, mode="decode").report["seconds"] for _ in range(ROUNDS)]
-    size = best.report["text_bytes"]
+    _, size = text_bytes(files)
     benchmark.extra_info.update(
         mix=mix,
         output=output,

@@ -161,7 +161,7 @@ class Writer:
         bits = mix(keys[owner] + within.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
         count, first = pool.count[language].astype(np.uint64)[owner], pool.first[language].astype(np.int32)[owner]
         place: I32 = ((bits >> np.uint64(32)) * count >> np.uint64(32)).astype(np.int32) + first
-        words: I32 = (place[:, None] + np.arange(FRAGMENT, dtype=np.int32)).ravel()
+        words = (place[:, None] + np.arange(FRAGMENT, dtype=np.int32)).ravel().astype(np.int32, copy=False)
         closing = np.repeat((bits & np.uint64(3)) == 0, FRAGMENT)  # a quarter of the sentence ends
         words = np.where(closing, pool.paragraph[words], words)
         return words, np.concatenate([[0], ends * FRAGMENT]).astype(np.int64)
