@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from gpudedup.backends.columns import is_text, is_tokens
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, merge, say, take
-from gpudedup.io.parquet import column_of
 from gpudedup.io.source import Batch, Skipped
+from gpudedup.io.tables import column_of
 from gpudedup.store.atomic import output_errors
 
 HELD_SHARE = 8

@@ -73,8 +73,10 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     seen: dict[tuple[int, int], str] = {}
     for file in files:
         status = os.stat(file.path)
-        other = seen.setdefault((status.st_dev, status.st_ino), file.path)
-        if other is not file.path:
+        identity = (status.st_dev, status.st_ino)
+        other = seen.get(identity)
+        seen[identity] = file.path
+        if other is not None:
             raise InputError(f"the same file is given twice, as {other} and as {file.path}; name it once")
     formats = {("csv" if file.format == "tsv" else file.format): file for file in reversed(files)}
     if len(formats) > 1:
