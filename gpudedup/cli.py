@@ -191,7 +191,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Parquet or JSONL (.gz, .zst) files, directories of them, or globs. The order given is input order.",
+            help="Parquet, JSONL, CSV, TSV or text files (all but Parquet also .gz, .zst), directories, or globs. "
+            "The order given is input order.",
             show_default=False,
         ),
     ],
