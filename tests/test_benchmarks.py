@@ -20,6 +20,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import corpus  # noqa: E402
 import pool  # noqa: E402
+import report  # noqa: E402
 
 SIZE = 1_200_000
 
@@ -133,6 +134,11 @@ def test_every_result_is_described() -> None:
         assert {"suite", "date", "machine", "cases"} <= set(found), path.name
         assert found["machine"]["commit"], path.name
         assert "/" not in path.name
+
+
+def test_the_page_is_that_of_the_results() -> None:
+    made = report.render(BENCHMARKS / "results", (BENCHMARKS / "notes.md").read_text())
+    assert report.OUT.read_text() == made, "run python benchmarks/report.py"
 
 
 def test_joining_pieces_keeps_their_bytes() -> None:

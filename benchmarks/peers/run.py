@@ -7,8 +7,8 @@
 --out      results; report.py makes the table of docs/performance.md from those in benchmarks/results/
 
 Every peer runs in a process of its own, with all cores, from Parquet files to the ids that stay; start-up counts.
-Quality is of what a peer removes from a small corpus of the same mix, against the decision over all exact pairs
-(tests/truth.py, word 5-shingles of spec 1, J >= 0.8): precision, recall, F1.
+Quality is of what a peer removes from a small corpus of the same mix, against all exact pairs (tests/truth.py, word
+5-shingles of spec 1, J >= 0.8): see Judge.
 """
 
 from __future__ import annotations
@@ -96,19 +96,41 @@ def text_of(files: list[str]) -> tuple[list[int], int]:
     return ids, size
 
 
-def exact_removals(files: list[str]) -> set[int]:
-    import truth
+class Judge:
+    """The exact similar pairs of a small corpus, and what they say of any choice of documents that stay.
 
-    texts = [text for file in files for text in pq.read_table(file)["text"].to_pylist()]
-    pairs = truth.similar_pairs(truth.read_corpus(texts), 800_000)
-    return set(np.flatnonzero(truth.exact_decision(len(texts), pairs) >= 0).tolist())
+    precision: of what was removed, the share with J >= t to a document that stays. recall: 1 - what an exact decision
+    over the documents that stay would still remove / what it removes of all. Neither asks which of two copies stays:
+    text-dedup keeps any of them.
+    """
 
+    def __init__(self, files: list[str]) -> None:
+        import truth
 
-def quality(removed: set[int], right: set[int]) -> dict[str, float]:
-    both = len(removed & right)
-    precision, recall = both / max(1, len(removed)), both / max(1, len(right))
-    f1 = 2 * precision * recall / max(1e-12, precision + recall)
-    return {"precision": round(precision, 4), "recall": round(recall, 4), "f1": round(f1, 4)}
+        texts = [text for file in files for text in pq.read_table(file)["text"].to_pylist()]
+        self.count = len(texts)
+        self.pairs = truth.similar_pairs(truth.read_corpus(texts), 800_000)
+        self.exact = self._removals(self.pairs.i, self.pairs.j)
+
+    def _removals(self, i: Any, j: Any) -> int:
+        import truth
+
+        nothing = np.zeros(len(i), np.int64)
+        return int((truth.exact_decision(self.count, truth.Pairs(i, j, nothing, nothing)) >= 0).sum())
+
+    def quality(self, kept: Any) -> dict[str, float]:
+        stays = np.zeros(self.count, bool)
+        stays[kept] = True
+        i, j = self.pairs.i, self.pairs.j
+        proven = np.zeros(self.count, bool)
+        proven[i[stays[j]]] = True
+        proven[j[stays[i]]] = True
+        removed = self.count - int(stays.sum())
+        precision = int((proven & ~stays).sum()) / max(1, removed)
+        both = stays[i] & stays[j]
+        recall = 1 - self._removals(i[both], j[both]) / max(1, self.exact)
+        f1 = 2 * precision * recall / max(1e-12, precision + recall)
+        return {"precision": round(precision, 4), "recall": round(recall, 4), "f1": round(f1, 4)}
 
 
 def main() -> None:
@@ -129,7 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as small:
         make_corpus(small, text_bytes=int(given.quality_mb * 1e6), mix_name=meta["mix"], seed=77, jaccard_sample=0)
         small_files = sorted(str(path) for path in Path(small).glob("part-*.parquet"))
-        right, small_ids = exact_removals(small_files), text_of(small_files)[0]
+        judge = Judge(small_files)  # ids number the documents
         for name in given.peers:
             case: dict[str, Any] = {"case": name, "mix": meta["mix"], "load": round(os.getloadavg()[0], 2)}
             cases.append(case)
@@ -143,7 +165,7 @@ def main() -> None:
             if "error" in judged:
                 case["error"] = judged["error"]
                 continue
-            case.update(quality(set(small_ids) - set(judged["kept"].tolist()), right))
+            case.update(judge.quality(judged["kept"]))
             own = _first(files, given.slow_mb * 1e6) if name in SLOW else files
             ids, size = text_of(own)
             runs = [run_peer(name, python, own, given.timeout) for _ in range(given.rounds)]
@@ -165,8 +187,8 @@ def main() -> None:
         "date": date.today().isoformat(),
         "machine": machine(),
         "corpus": {name: meta[name] for name in ("mix", "seed", "documents", "text_bytes_planned")},
-        "quality_documents": len(small_ids),
-        "exact_removals": len(right),
+        "quality_documents": judge.count,
+        "exact_removals": judge.exact,
         "cases": cases,
     }
     given.out.parent.mkdir(parents=True, exist_ok=True)
