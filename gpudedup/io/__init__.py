@@ -13,6 +13,7 @@ import pyarrow.dataset
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, prefetch, say
 from gpudedup.io.delimited import DelimitedSource
+from gpudedup.io.ipc import IpcSource
 from gpudedup.io.jsonl import JsonlSource
 from gpudedup.io.memory import Batches, Held, MemorySource, documents, hold_or_spool, item_batches, reader_batches
 from gpudedup.io.parquet import ParquetSource
@@ -27,6 +28,7 @@ READERS: dict[str, Callable[..., Source]] = {
     "csv": DelimitedSource,
     "tsv": DelimitedSource,
     "plain": PlainSource,
+    "ipc": IpcSource,
 }
 """What reads each format of ``paths.FORMATS`` but Parquet, which may need room on disk."""
 

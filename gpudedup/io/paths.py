@@ -12,7 +12,7 @@ from pathlib import Path
 from gpudedup.errors import InputError
 from gpudedup.io.source import Fingerprint
 
-_WHOLE = {".parquet": "parquet"}
+_WHOLE = {".parquet": "parquet", ".arrow": "ipc", ".arrows": "ipc", ".feather": "ipc", ".ipc": "ipc"}
 _STREAMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "plain", ".md": "plain"}
 
 FORMATS: dict[str, tuple[str, str | None]] = {suffix: (name, None) for suffix, name in (_WHOLE | _STREAMS).items()}
