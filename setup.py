@@ -3,6 +3,7 @@
 import os
 import platform
 from pathlib import Path
+from types import MethodType
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from pybind11.setup_helpers import build_ext as pybind_build_ext
@@ -13,7 +14,7 @@ TIER_FLAGS = {
     "tier_avx2": ["-mavx2", "-mbmi2"],
     "tier_avx512": [
         *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mbmi2", "-mprefer-vector-width=512"),
-        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # of the undefined vectors in GCC 12's own intrinsics header
+        *("-Wno-uninitialized", "-Wno-maybe-uninitialized"),  # undefined vectors in GCC 12's own intrinsics header
     ],
 }
 SANITIZE = os.environ.get("GPUDEDUP_SANITIZE", "")  # e.g. "address,undefined", for the tests of the native code
@@ -30,6 +31,8 @@ class build_ext(pybind_build_ext):
             compile_plain(obj, src, ext, cc_args, [*extra_postargs, *flags], pp_opts)
 
         self.compiler._compile = compile_one
+        # On the object: setuptools has its compiler classes twice, and ParallelCompile.install() finds the other.
+        self.compiler.compile = MethodType(ParallelCompile("GPUDEDUP_BUILD_JOBS").function(), self.compiler)
         super().build_extensions()
 
 
@@ -38,7 +41,6 @@ if not X86:
     sources = [source for source in sources if Path(source).stem not in TIER_FLAGS]
 sanitize = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"] if SANITIZE else []
 
-ParallelCompile("GPUDEDUP_BUILD_JOBS").install()
 setup(
     ext_modules=[
         Pybind11Extension(

@@ -27,7 +27,7 @@ class Signer:
 
 def hash_values(values: Any, offsets: _I32 | _I64) -> _U64: ...
 def hash_words(words: _U64) -> _U64: ...
-def band_keys(lanes: _U32, *, band: int, rows: int, scope_keys: _U64 | None = None) -> _U64: ...
+def band_keys(lanes: _U32, *, bands: int, rows: int, scope_keys: _U64 | None = None) -> _U64: ...
 def group_content(
     order: _U32, content: _U64, *, within: _I32 | None = None, across: _I32 | None = None, workers: int
 ) -> _U32: ...
@@ -40,14 +40,12 @@ class Lanes:
 class Buckets:
     def __init__(
         self,
-        lanes: Lanes,
+        band_keys: list[_U64],
         documents: _U32,
         *,
-        scope_keys: _U64 | None = None,
         scopes: _I32 | None = None,
         across: _I32 | None = None,
         bands: int,
-        rows: int,
         window: int,
         workers: int,
     ) -> None: ...

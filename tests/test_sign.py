@@ -123,11 +123,11 @@ def test_tokens_equal_reference() -> None:
 def test_band_keys_equal_reference() -> None:
     signed = backend().sign(pa.array(["some words that make a signature here", "other words"]), keep_shingles=False)
     scopes = np.array([0, 2**64 - 1], np.uint64)
-    for band, rows in ((0, 7), (17, 7), (3, 1), (0, 128)):
-        keys = _cpu.band_keys(signed.lanes, band=band, rows=rows, scope_keys=scopes)
+    for bands, rows in ((18, 7), (3, 1), (1, 128), (128, 1)):
+        keys = _cpu.band_keys(signed.lanes, bands=bands, rows=rows, scope_keys=scopes)
+        assert keys.shape == (bands, 2)
         for i in range(2):
-            lanes = signed.lanes[i, band * rows : (band + 1) * rows].tolist()
-            assert int(keys[i]) == reference.band_key(band, int(scopes[i]), lanes)
+            assert keys[:, i].tolist() == reference.band_keys(signed.lanes[i].tolist(), bands, rows, int(scopes[i]))
 
 
 ODD_TEXT = st.text(

@@ -10,8 +10,15 @@ uint64_t Buckets::window_position(uint64_t position, uint64_t i) const {
   return gpudedup::window_position(position, window_, i);
 }
 
-Buckets::Buckets(Context& context, const Lanes& lanes, const Ranked& ranked, uint32_t bands, uint32_t rows,
-                 uint64_t window)
+void band_keys(const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys, uint32_t bands,
+               uint32_t rows, uint64_t* out) {
+  for (size_t i = 0; i < count; ++i)
+    for (uint32_t band = 0; band < bands; ++band)
+      out[band * count + i] =
+          band_key(band, scope_keys ? scope_keys[i] : SCOPE_NONE, lanes + i * lane_count + band * rows, rows);
+}
+
+Buckets::Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window)
     : window_(window) {
   struct Band {
     std::vector<uint32_t> members;
@@ -30,9 +37,11 @@ Buckets::Buckets(Context& context, const Lanes& lanes, const Ranked& ranked, uin
       [&](size_t band, unsigned number) {
         auto& [keyed, spare] = workers[number];
         keyed.resize(ranked.count);
+        const BandKeys::Batch* batch = nullptr;
         for (size_t i = 0; i < ranked.count; ++i) {
-          uint64_t scope = ranked.scope_keys ? ranked.scope_keys[i] : SCOPE_NONE;
-          keyed[i] = {band_key(band, scope, lanes[ranked.documents[i]] + band * rows, rows), static_cast<uint32_t>(i)};
+          size_t document = ranked.documents[i];
+          if (!batch || !batch->has(document)) batch = &keys.of(document);
+          keyed[i] = {batch->values[band * batch->count + document - batch->first], static_cast<uint32_t>(i)};
           if (i % 65536 == 0 && context.stopped()) return;
         }
         radix_sort(keyed, spare);

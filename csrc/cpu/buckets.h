@@ -8,44 +8,64 @@
 
 namespace gpudedup {
 
-/// Signatures in the batches they were made in; document numbers run over all of them.
-class Lanes {
+/// Rows of values in the batches they were made in; document numbers run over all of them.
+template <class Value>
+class Batches {
  public:
-  explicit Lanes(uint32_t lane_count) : lane_count_(lane_count) {}
-  void add(const uint32_t* lanes, size_t count) {
-    if (count)
-      batches_.push_back({lanes, first_.empty() ? 0 : first_.back()}), first_.push_back(batches_.back().first + count);
+  void add(const Value* values, size_t count) {
+    if (count == 0) return;
+    batches_.push_back({values, size(), count});
+    ends_.push_back(size() + count);
   }
-  uint32_t lane_count() const { return lane_count_; }
-  size_t size() const { return first_.empty() ? 0 : first_.back(); }
-  const uint32_t* operator[](size_t document) const {
-    size_t batch = static_cast<size_t>(std::upper_bound(first_.begin(), first_.end(), document) - first_.begin());
-    return batches_[batch].lanes + (document - batches_[batch].first) * lane_count_;
+  size_t size() const { return ends_.empty() ? 0 : ends_.back(); }
+
+  struct Batch {
+    const Value* values;
+    size_t first, count;
+    bool has(size_t document) const { return document - first < count; }
+  };
+  const Batch& of(size_t document) const {
+    return batches_[static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), document) - ends_.begin())];
   }
 
  private:
-  struct Batch {
-    const uint32_t* lanes;
-    size_t first;
-  };
-  uint32_t lane_count_;
   std::vector<Batch> batches_;
-  std::vector<size_t> first_;  // ends of the batches
+  std::vector<size_t> ends_;
 };
+
+/// Signatures; a batch is uint32[count, lane_count].
+class Lanes : public Batches<uint32_t> {
+ public:
+  explicit Lanes(uint32_t lane_count) : lane_count_(lane_count) {}
+  uint32_t lane_count() const { return lane_count_; }
+  const uint32_t* operator[](size_t document) const {
+    const Batch& batch = of(document);
+    return batch.values + (document - batch.first) * lane_count_;
+  }
+
+ private:
+  uint32_t lane_count_;
+};
+
+/// Band keys; a batch is uint64[bands, count], so that a band is read in one go.
+using BandKeys = Batches<uint64_t>;
+
+/// uint64[bands, count]: the band keys of `count` signatures. scope_keys [count] may be null.
+void band_keys(const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys, uint32_t bands,
+               uint32_t rows, uint64_t* out);
 
 /// The documents that go to the buckets, in rank order, and what limits which of them are compared.
 /// Below, a document is its place in `documents`.
 struct Ranked {
   const uint32_t* documents;  // [count] -> document number
   size_t count;
-  const uint64_t* scope_keys;  // [count], or null: no `within`
-  const int32_t* scopes;       // [count], the values behind the keys, or null
-  const int32_t* across;       // [count], or null: no `across`
+  const int32_t* scopes;  // [count], the values of `within`, or null
+  const int32_t* across;  // [count], or null: no `across`
 };
 
 class Buckets {
  public:
-  Buckets(Context& context, const Lanes& lanes, const Ranked& ranked, uint32_t bands, uint32_t rows, uint64_t window);
+  Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window);
 
   size_t count() const { return first_slot_.size() - 1; }
   uint64_t bounded_buckets() const { return bounded_buckets_; }

@@ -25,6 +25,7 @@ namespace {
 // A piece of work: large enough to pay for a thread's turn, small enough to balance the last ones.
 constexpr int64_t PIECE_BYTES = 256 << 10;
 constexpr size_t PIECE_DOCUMENTS = 4096;
+constexpr size_t HUGE_HASHES = 4 << 20;
 // Below this much text a thread costs more than it saves.
 constexpr int64_t BRIEF_BYTES = 32 << 10;
 
@@ -63,16 +64,23 @@ ShingleSink SignWorker::sink() {
   auto reserve = [](void* owner, size_t count) {
     auto* worker = static_cast<SignWorker*>(owner);
     if (worker->room_ < worker->hash_count + count) {
+      // realloc moves the pages of a large block and not the values
       size_t room = std::max({worker->hash_count + count, 2 * worker->room_, size_t{1} << 16});
-      Values larger = make_values(room);
-      std::copy_n(worker->hashes.get(), worker->hash_count, larger.get());
-      worker->hashes = std::move(larger);
+      void* larger = std::realloc(worker->hashes.get(), room * sizeof(uint32_t));
+      if (!larger) throw std::bad_alloc();
+      worker->hashes.release();
+      worker->hashes.reset(static_cast<uint32_t*>(larger));
       worker->room_ = room;
     }
     return worker->hashes.get() + worker->hash_count;
   };
   auto commit = [](void* owner, size_t count) { static_cast<SignWorker*>(owner)->hash_count += count; };
   return {this, reserve, commit};
+}
+
+Values SignWorker::take_hashes() {
+  room_ = hash_count = 0;
+  return std::move(hashes);
 }
 
 std::unique_ptr<SignWorker> Signer::borrow() const {
@@ -134,9 +142,13 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
       brief);
   if (kept) {
     for (size_t i = 0; i < documents.count; ++i) kept->offsets[i + 1] += kept->offsets[i];
-    kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
+    bool huge = pieces.size() == 1 && pieces[0].hash_count > HUGE_HASHES;
+    if (huge)  // one document that fills memory: its hashes are not copied
+      kept->hashes = workers[0]->take_hashes();
+    else
+      kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
     context.each(
-        pieces.size(),
+        huge ? 0 : pieces.size(),
         [&](size_t number, unsigned) {
           const Piece& piece = pieces[number];
           std::copy_n(piece.worker->hashes.get() + piece.hash, piece.hash_count,

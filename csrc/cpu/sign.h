@@ -30,6 +30,7 @@ class SignWorker {
   Values hashes;
   size_t hash_count = 0;
   ShingleSink sink();
+  Values take_hashes();
 
  private:
   size_t room_ = 0;

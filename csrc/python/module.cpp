@@ -154,15 +154,15 @@ Array<uint64_t> hash_words(Array<uint64_t> words) {
   return out;
 }
 
-Array<uint64_t> band_keys(Array<uint32_t> lanes, uint64_t band, uint64_t rows, Maybe<uint64_t> scope_keys) {
-  require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= (band + 1) * rows,
-          "the band reaches past the lanes");
+Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t rows, Maybe<uint64_t> scope_keys) {
+  require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= static_cast<uint64_t>(bands) * rows,
+          "bands * rows must be at most num_perm");
   auto count = static_cast<size_t>(lanes.shape(0));
   require_size(scope_keys, count, "scope_keys must have one value a document");
-  Array<uint64_t> out(lanes.shape(0));
-  for (size_t i = 0; i < count; ++i)
-    out.mutable_data()[i] = band_key(band, scope_keys ? scope_keys->data()[i] : SCOPE_NONE,
-                                     lanes.data() + i * static_cast<size_t>(lanes.shape(1)) + band * rows, rows);
+  Array<uint64_t> out({static_cast<py::ssize_t>(bands), lanes.shape(0)});
+  uint64_t* keys = out.mutable_data();
+  py::gil_scoped_release nogil;
+  band_keys(lanes.data(), count, static_cast<uint32_t>(lanes.shape(1)), data_or_null(scope_keys), bands, rows, keys);
   return out;
 }
 
@@ -184,21 +184,23 @@ Array<uint32_t> group(Array<uint32_t> order, Array<uint64_t> content, Maybe<int3
   return leader;
 }
 
-std::unique_ptr<Buckets> make_buckets(const LaneBatches& batches, Array<uint32_t> documents, Maybe<uint64_t> scope_keys,
-                                      Maybe<int32_t> scopes, Maybe<int32_t> across, uint32_t bands, uint32_t rows,
-                                      uint64_t window, unsigned workers) {
+std::unique_ptr<Buckets> make_buckets(const std::vector<Array<uint64_t>>& batches, Array<uint32_t> documents,
+                                      Maybe<int32_t> scopes, Maybe<int32_t> across, uint32_t bands, uint64_t window,
+                                      unsigned workers) {
   auto count = static_cast<size_t>(documents.size());
-  require(static_cast<uint64_t>(bands) * rows <= batches.lanes.lane_count(), "bands * rows must be at most num_perm");
+  BandKeys keys;
+  for (const auto& batch : batches) {
+    require(batch.ndim() == 2 && batch.shape(0) == bands, "band keys must be uint64[bands, n]");
+    keys.add(batch.data(), static_cast<size_t>(batch.shape(1)));
+  }
   require(window >= 1, "window must be at least 1");
-  require_size(scope_keys, count, "scope_keys must have one value a document");
   require_size(scopes, count, "scopes must have one value a document");
   require_size(across, count, "across must have one value a document");
-  for (size_t i = 0; i < count; ++i)
-    require(documents.data()[i] < batches.lanes.size(), "documents names no signature");
-  Ranked ranked{documents.data(), count, data_or_null(scope_keys), data_or_null(scopes), data_or_null(across)};
+  for (size_t i = 0; i < count; ++i) require(documents.data()[i] < keys.size(), "documents names no band keys");
+  Ranked ranked{documents.data(), count, data_or_null(scopes), data_or_null(across)};
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
-  return std::make_unique<Buckets>(context, batches.lanes, ranked, bands, rows, window);
+  return std::make_unique<Buckets>(context, keys, ranked, bands, window);
 }
 
 py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last) {
@@ -338,7 +340,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
   m.def("hash_words", hash_words, "words"_a.noconvert());
-  m.def("band_keys", band_keys, "lanes"_a.noconvert(), py::kw_only(), "band"_a, "rows"_a, "scope_keys"_a = py::none());
+  m.def("band_keys", keys_of_bands, "lanes"_a.noconvert(), py::kw_only(), "bands"_a, "rows"_a,
+        "scope_keys"_a = py::none());
   m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),
         "across"_a = py::none(), "workers"_a);
 
@@ -354,8 +357,8 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init<const std::vector<Array<uint32_t>>&, uint32_t>(), "batches"_a, "num_perm"_a);
 
   py::class_<Buckets>(m, "Buckets")
-      .def(py::init(&make_buckets), "lanes"_a, "documents"_a.noconvert(), py::kw_only(), "scope_keys"_a = py::none(),
-           "scopes"_a = py::none(), "across"_a = py::none(), "bands"_a, "rows"_a, "window"_a, "workers"_a)
+      .def(py::init(&make_buckets), "band_keys"_a, "documents"_a.noconvert(), py::kw_only(), "scopes"_a = py::none(),
+           "across"_a = py::none(), "bands"_a, "window"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)
       .def_property_readonly("longest", &Buckets::longest)

@@ -56,18 +56,14 @@ class Backend(Protocol):
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         """leader[i] = the first place in ``order`` whose content (and within, across) equals that of order[i]."""
 
+    def band_keys(self, lanes: U32, scope_keys: U64 | None) -> U64:
+        """uint64[bands, n]: the band keys of signatures uint32[n, num_perm]."""
+
     def lanes(self, batches: list[U32]) -> _cpu.Lanes:
         """Signature batches as one sequence."""
 
-    def buckets(
-        self,
-        lanes: _cpu.Lanes,
-        documents: U32,
-        scope_keys: U64 | None,
-        scopes: I32 | None,
-        across: I32 | None,
-    ) -> _cpu.Buckets:
-        """The buckets of ``documents`` (numbers into ``lanes``, in rank order)."""
+    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
+        """The buckets of ``documents`` (numbers over all batches of ``band_keys``, in rank order)."""
 
     def verify(
         self,

@@ -58,26 +58,20 @@ class CpuBackend:
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return _cpu.group_content(order, content, within=within, across=across, workers=self.workers)
 
+    def band_keys(self, lanes: U32, scope_keys: U64 | None) -> U64:
+        bands, rows = self._params.banding
+        return _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=scope_keys)
+
     def lanes(self, batches: list[U32]) -> _cpu.Lanes:
         return _cpu.Lanes(batches, self._params.num_perm)
 
-    def buckets(
-        self,
-        lanes: _cpu.Lanes,
-        documents: U32,
-        scope_keys: U64 | None,
-        scopes: I32 | None,
-        across: I32 | None,
-    ) -> _cpu.Buckets:
-        bands, rows = self._params.banding
+    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
         return _cpu.Buckets(
-            lanes,
+            band_keys,
             documents,
-            scope_keys=scope_keys,
             scopes=scopes,
             across=across,
-            bands=bands,
-            rows=rows,
+            bands=self._params.banding.bands,
             window=self._params.bucket_window,
             workers=self.workers,
         )

@@ -90,6 +90,7 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
     with seconds.stage("match"):
         progress("match", signed.rows, 0)
         matched = match(signed, params, backend)
+        signed.band_keys.clear()  # the buckets hold what they said
     with seconds.stage("verify"):
         provider = ShingleSets(source, signed, params, backend)
         verified = verify(

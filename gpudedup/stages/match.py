@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -15,8 +13,6 @@ from gpudedup.backends.base import I32, U32, Backend
 from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
-
-Value = TypeVar("Value", np.uint64, np.int32)
 
 
 @dataclass
@@ -31,7 +27,6 @@ class Matched:
     """Input positions of the representatives, by rank: what the buckets hold."""
     equal_content: U32 | None
     """With ``across``: the place in ``representatives`` of the best-ranked of the same content; else None."""
-    lanes: _cpu.Lanes
     buckets: _cpu.Buckets
 
     def candidates(self) -> pa.Table:
@@ -49,9 +44,9 @@ class Matched:
 def match(signed: Signed, params: Params, backend: Backend) -> Matched:
     """Rank documents, take one of each content, and sort them into buckets band by band."""
     order = rank(signed, params)
-    within = across = keys = None
+    within = across = None
     if params.within is not None:
-        within, keys = scope_codes(signed.columns[params.within], backend)
+        within, _ = scope_codes(signed.columns[params.within], backend)
     if params.across is not None:
         across, _ = scope_codes(signed.columns[params.across], backend)
     leader = backend.group_content(order, signed.content, within, across)
@@ -60,15 +55,10 @@ def match(signed: Signed, params: Params, backend: Backend) -> Matched:
     equal_content = None
     if across is not None:
         equal_content = backend.group_content(representatives, signed.content, within, None)
-    lanes = backend.lanes(signed.lanes)
     buckets = backend.buckets(
-        lanes,
-        representatives,
-        _taken(keys, representatives),
-        _taken(within, representatives),
-        _taken(across, representatives),
+        signed.band_keys, representatives, _taken(within, representatives), _taken(across, representatives)
     )
-    return Matched(order, leader, representatives, equal_content, lanes, buckets)
+    return Matched(order, leader, representatives, equal_content, buckets)
 
 
 def rank(signed: Signed, params: Params) -> U32:
@@ -105,7 +95,7 @@ def _source_places(values: pa.ChunkedArray, sources: tuple[str, ...]) -> I32:
     return np.ascontiguousarray(filled, np.int32)
 
 
-def _taken(values: npt.NDArray[Value] | None, documents: U32) -> npt.NDArray[Value] | None:
+def _taken(values: I32 | None, documents: U32) -> I32 | None:
     return None if values is None else np.ascontiguousarray(values[documents])
 
 

@@ -24,30 +24,33 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, documents so far, bytes of text so far)."""
 
 
+MAX_CACHED_BYTES = 64 << 20
+"""A batch with more text is one huge document: holding its hashes too would double what it needs."""
+
+
 class ShingleCache:
     """Shingle hashes of the first batches, while they fit ``budget_bytes``: they spare a second read of the text."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._batches: list[tuple[int, Shingles]] = []  # (first document, hashes)
-        self.open = budget_bytes > 0
-        self.end = 0  # documents below this one are held
+
+    def wants(self, text: pa.Array) -> bool:
+        """Whether the hashes of this batch would be held, as far as can be told before they are made."""
+        return self._budget > 0 and text.nbytes <= MAX_CACHED_BYTES
 
     def add(self, first: int, shingles: Shingles) -> None:
         size = shingles.hashes.nbytes + shingles.offsets.nbytes
         if size > self._budget:
-            self.open = False
+            self._budget = 0
             return
         self._budget -= size
         self._batches.append((first, shingles))
-        self.end = first + len(shingles.offsets) - 1
 
     def drain(self) -> Iterator[tuple[int, Shingles]]:
         """Gives each batch and forgets it."""
-        self.open = False
         while self._batches:
             yield self._batches.pop(0)
-        self.end = 0
 
 
 @dataclass
@@ -57,8 +60,10 @@ class Signed:
     shard_names: list[str]
     shard_first: I64
     """int64[shards + 1]: the input position of each shard's first row."""
+    band_keys: list[U64]
+    """uint64[bands, n] per batch; emptied once they are in buckets."""
     lanes: list[U32]
-    """uint32[n, num_perm] per batch."""
+    """uint32[n, num_perm] per batch with verify="signature", else none: only keys are needed."""
     content: U64
     """uint64[documents, 2]."""
     unit_count: U64
@@ -73,10 +78,6 @@ class Signed:
     @property
     def rows(self) -> int:
         return int(self.shard_first[-1])
-
-    @property
-    def batch_first(self) -> I64:
-        return np.concatenate(([0], np.cumsum([len(batch) for batch in self.lanes]))).astype(np.int64)
 
 
 def columns_needed(params: Params) -> list[str]:
@@ -131,7 +132,8 @@ def check_keep_type(rule: str, name: str, kind: pa.DataType) -> None:
 
 
 def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, progress: Progress) -> Signed:
-    """Read every document once. Text is held a batch at a time; what stays is about 4 * num_perm + 24 bytes a document.
+    """Read every document once. Text is held a batch at a time; what stays is about 8 * bands + 24 bytes a document,
+    with verify="signature" 4 * num_perm more.
 
     Raises InputError for unreadable input, missing or ill-typed columns, and more than 4,294,967,294 documents.
     """
@@ -140,16 +142,23 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     carried = names[1:] if params.text_column not in _carried(params) else names
     cache = ShingleCache(cache_bytes if params.verify == "exact" else 0)
     lanes: list[U32] = []
+    band_keys: list[U64] = []
     content, unit_count, damaged = [], [], []
     columns: dict[str, list[pa.Array]] = {name: [] for name in carried}
     shard_rows = np.zeros(len(source.shards), np.int64)
     position = text_bytes = 0
     for shard, batch in prefetch(_batches(source.shards, names), 2):
         text = batch.columns.column(0)
-        signed = backend.sign(text, keep_shingles=cache.open)
-        if cache.open and signed.shingles is not None:
+        signed = backend.sign(text, keep_shingles=cache.wants(text))
+        if signed.shingles is not None:
             cache.add(position, signed.shingles)
-        lanes.append(signed.lanes)
+        scope_keys = None
+        if params.within is not None:
+            within = batch.columns.column(names.index(params.within))
+            _, scope_keys = scope_codes(pa.chunked_array([within]), backend)
+        band_keys.append(backend.band_keys(signed.lanes, scope_keys))
+        if params.verify == "signature":
+            lanes.append(signed.lanes)
         content.append(signed.content)
         unit_count.append(signed.unit_count)
         bad = np.zeros(len(text), bool)
@@ -166,6 +175,7 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     return Signed(
         shard_names=[shard.name for shard in source.shards],
         shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
+        band_keys=band_keys,
         lanes=lanes,
         content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
         unit_count=np.concatenate(unit_count) if unit_count else np.zeros(0, np.uint64),

@@ -14,7 +14,7 @@ from gpudedup.errors import OutputError
 from gpudedup.io.source import Source
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
-from gpudedup.stages.sign import Progress, ShingleCache, Signed
+from gpudedup.stages.sign import Progress, Signed
 
 
 @dataclass
@@ -40,24 +40,24 @@ class ShingleSets:
     """Gives shingle sets of representatives: from the cache of ``sign``, else by reading their rows again."""
 
     def __init__(self, source: Source, signed: Signed, params: Params, backend: Backend) -> None:
-        self._source, self._signed, self._params, self._backend = source, signed, params, backend
+        self._source, self.signed, self._params, self._backend = source, signed, params, backend
 
     def load(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
         """Fill ``store`` with the sets of ``numbers``, which are the documents at input ``positions``."""
         by_position = np.argsort(positions, kind="stable")
         numbers, positions = numbers[by_position], positions[by_position]
-        cache: ShingleCache = self._signed.cache
-        cached = int(np.searchsorted(positions, cache.end))
-        for first, shingles in cache.drain():
-            low, high = np.searchsorted(positions[:cached], [first, first + len(shingles.offsets) - 1])
+        rest = np.ones(len(positions), bool)
+        for first, shingles in self.signed.cache.drain():
+            low, high = np.searchsorted(positions, [first, first + len(shingles.offsets) - 1])
             self._add(store, numbers[low:high], positions[low:high] - first, shingles.hashes, shingles.offsets)
-        self._read_again(store, numbers[cached:], positions[cached:], progress)
+            rest[low:high] = False
+        self._read_again(store, numbers[rest], positions[rest], progress)
 
     def _read_again(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
         shards = self._source.shards
-        cuts = np.searchsorted(positions, self._signed.shard_first)
+        cuts = np.searchsorted(positions, self.signed.shard_first)
         done = text_bytes = 0
-        for shard, first, low, high in zip(shards, self._signed.shard_first, cuts, cuts[1:], strict=False):
+        for shard, first, low, high in zip(shards, self.signed.shard_first, cuts, cuts[1:], strict=False):
             if low == high:
                 continue
             wanted: I64 = positions[low:high].astype(np.int64) - first
@@ -116,7 +116,7 @@ def verify(
         matched.buckets,
         threshold_ppm=params.threshold_ppm,
         sets=sets,
-        lanes=matched.lanes if params.verify == "signature" else None,
+        lanes=backend.lanes(provider.signed.lanes) if params.verify == "signature" else None,
         documents=matched.representatives,
         leader=matched.equal_content,
         prior=known,

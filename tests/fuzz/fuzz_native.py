@@ -125,18 +125,21 @@ def fuzz_group(rng: Rng) -> None:
 
 def fuzz_verify(rng: Rng) -> None:
     count, num_perm = rng.randrange(40), rng.choice([4, 9])
-    lanes = _cpu.Lanes([some_lanes(rng, count, num_perm)], num_perm)
     documents = np.arange(count, dtype=np.uint32)
     if rng.random() < 0.05 and count:
         documents[rng.randrange(count)] = rng.choice([count, 2**32 - 1])
+    bands = rng.choice([1, 2, 4])
+    signatures = some_lanes(rng, count, num_perm)
+    lanes = _cpu.Lanes([signatures], num_perm)
+    keys = _cpu.band_keys(
+        signatures, bands=bands, rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
+    )
     buckets = _cpu.Buckets(
-        lanes,
+        [keys],
         documents,
-        scope_keys=optional(rng, count, np.uint64),
         scopes=optional(rng, count, np.int32),
         across=optional(rng, count, np.int32),
-        bands=rng.choice([1, 2, 4, 5]),
-        rows=rng.choice([1, 2]),
+        bands=bands + (rng.random() < 0.02),
         window=rng.choice([1, 2, 64]),
         workers=rng.choice([1, 2]),
     )
@@ -221,6 +224,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     start = time.monotonic()
     counts = fuzz(arguments.executions, arguments.seed)
-    print(
-        f"{arguments.executions} executions, seed {arguments.seed}, tier {_cpu.tier()}: {counts}, {time.monotonic() - start:.0f} s"
-    )
+    took = time.monotonic() - start
+    print(f"{arguments.executions} executions, seed {arguments.seed}, tier {_cpu.tier()}: {counts}, {took:.0f} s")
