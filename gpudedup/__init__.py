@@ -7,23 +7,28 @@
 `Deduplicator` decides a stream batch by batch, `run` writes a directory of results for files.
 """
 
-from importlib.metadata import version
+from __future__ import annotations
 
-from gpudedup.api import Run, deduplicate, run
-from gpudedup.errors import (
-    ArtefactError,
-    DeviceError,
-    GpudedupError,
-    InputError,
-    MemoryLimitError,
-    OutputError,
-    ParameterError,
-)
-from gpudedup.params import SPEC, Params
-from gpudedup.result import Result, Summary
-from gpudedup.streaming import Deduplicator
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__version__ = version("gpudedup")
+if TYPE_CHECKING:
+    from gpudedup.api import Run, deduplicate, run
+    from gpudedup.errors import (
+        ArtefactError,
+        DeviceError,
+        GpudedupError,
+        InputError,
+        MemoryLimitError,
+        OutputError,
+        ParameterError,
+    )
+    from gpudedup.params import SPEC, Params
+    from gpudedup.result import Result, Summary
+    from gpudedup.streaming import Deduplicator
+
+    __version__: str
+
 __all__ = [
     "SPEC",
     "ArtefactError",
@@ -41,3 +46,29 @@ __all__ = [
     "deduplicate",
     "run",
 ]
+
+# Where names live. They are imported at their first use, so that `import gpudedup` and `gpudedup --version` are quick.
+_HOMES = {
+    **dict.fromkeys(("Run", "deduplicate", "run"), "gpudedup.api"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "gpudedup.errors"),
+    **dict.fromkeys(("SPEC", "Params"), "gpudedup.params"),
+    **dict.fromkeys(("Result", "Summary"), "gpudedup.result"),
+    "Deduplicator": "gpudedup.streaming",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("gpudedup")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'gpudedup' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -31,7 +31,6 @@ def band_keys(lanes: _U32, *, bands: int, rows: int, scope_keys: _U64 | None = N
 def group_content(
     order: _U32, content: _U64, *, within: _I32 | None = None, across: _I32 | None = None, workers: int
 ) -> _U32: ...
-
 def intersect(left: _U32, right: _U32, needed: int) -> int: ...
 
 class Lanes:

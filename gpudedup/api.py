@@ -38,7 +38,8 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
     memory=None, tmp=None, on_error="fail".
 
     Raises ParameterError, InputError, DeviceError, OutputError (no space in ``tmp``), all GpudedupError.
-    O(units * num_perm) time; about 4 * num_perm + 60 bytes of memory a document beside ``memory``.
+    O(units * num_perm) time; about 8 * bands + 120 bytes of memory a document beside ``memory``, with verify="signature"
+    4 * num_perm more.
     """
     params = make_params(options)
     return Result(run_stages(_open(data, params), params, progress=progress))

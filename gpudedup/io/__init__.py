@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset
 
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, prefetch, say
@@ -96,7 +96,8 @@ def _in_memory(data: Any, text_column: str, columns: Sequence[str], memory_bytes
         return Held(pa.Table.from_batches([data]))
     if isinstance(data, pa.Array | pa.ChunkedArray):
         raise InputError(f"a {data.type} array is no table; give pa.table({{{text_column!r}: ...}}) or a list of str")
-    if isinstance(data, pyarrow.dataset.Dataset):
+    datasets = sys.modules.get("pyarrow.dataset")  # slow to import, and imported already if this is one of its objects
+    if datasets is not None and isinstance(data, datasets.Dataset):
         data = data.scanner(batch_readahead=1, fragment_readahead=1).to_reader()
     if isinstance(data, pa.RecordBatchReader):
         return hold_or_spool(reader_batches(data), data.schema, memory_bytes, tmp)
