@@ -53,12 +53,16 @@ def value_bytes(column: pa.Array) -> Rows:
         numbers: Rows = column.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
         return sizes[numbers]
     if pt.is_string_view(kind) or pt.is_binary_view(kind):
-        views = np.frombuffer(column.buffers()[1], dtype=np.int32).reshape(-1, 4)
-        sizes = views[column.offset : column.offset + len(column), 0].astype(np.int64)
+        sizes = _views(column, column.buffers()[1])[:, 0].astype(np.int64)
         return np.where(column.is_valid().to_numpy(zero_copy_only=False), sizes, 0)
     if is_text(kind):
         return np.asarray(pc.binary_length(column).cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False))
     return np.full(len(column), -(-_array_bytes(column) // max(1, len(column))), dtype=np.int64)
+
+
+def _views(column: pa.Array, buffer: pa.Buffer) -> npt.NDArray[np.int32]:
+    """int32[n, 4]: the views of a string_view or binary_view column, length first. The buffer may be longer."""
+    return np.frombuffer(buffer, np.int32, 4 * (column.offset + len(column))).reshape(-1, 4)[column.offset :]
 
 
 def batch_bytes(batch: pa.RecordBatch) -> int:
@@ -103,7 +107,7 @@ def take(batch: pa.RecordBatch, rows: Rows) -> pa.RecordBatch:
 def _take_array(column: pa.Array, rows: Rows) -> pa.Array:
     if (pt.is_string_view(column.type) or pt.is_binary_view(column.type)) and len(column):
         _, views, *data = column.buffers()  # Arrow has no take for views: pick the 16-byte views, share the text
-        picked = np.frombuffer(views, dtype=np.int32).reshape(-1, 4)[column.offset + rows]
+        picked = _views(column, views)[rows]
         validity = column.is_valid().take(pa.array(rows)).buffers()[1] if column.null_count else None
         return pa.Array.from_buffers(column.type, len(rows), [validity, pa.py_buffer(picked), *data])
     try:

@@ -132,8 +132,6 @@ class IpcShard:
             raise InputError(f"{file.path} has {sum(counts)} rows, and no more than {MAX_FILE_ROWS} can be read")
         self._first_rows = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         self.problem = problem and f"{self.name} cannot be read from byte {problem[0]} on: {problem[1]}"
-        kinds = [getattr(field.type, "storage_type", field.type) for field in self.schema]
-        self._checks = [_as_bytes(kind) for kind in kinds]
         self._damage: dict[int, bool] = {}
         self._lock = threading.Lock()
 
@@ -292,6 +290,7 @@ class IpcShard:
     def _set_schema(self, message: bytes) -> None:
         self._schema_message = message
         self.schema: pa.Schema = self._reader(self._feed()).schema
+        self._checks = [_as_bytes(getattr(field.type, "storage_type", field.type)) for field in self.schema]
 
     def _feed(self) -> _Feed:
         """A feed that holds the schema."""
@@ -485,7 +484,8 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType | None:
             return None if value is None else make(kind.value_field.with_type(value))
     if pt.is_fixed_size_list(kind):
         value = _as_bytes(kind.value_type)
-        return None if value is None else pa.list_(kind.value_field.with_type(value), kind.list_size)
+        sized = value is not None and kind.list_size > 0  # pyarrow makes no type of lists without values
+        return pa.list_(kind.value_field.with_type(value), kind.list_size) if sized else None
     if pt.is_map(kind):
         key, item = _as_bytes(kind.key_type), _as_bytes(kind.item_type)
         if key is None and item is None:
