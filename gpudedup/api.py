@@ -38,11 +38,11 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
     memory=None, tmp=None, on_error="fail".
 
     Raises ParameterError, InputError, DeviceError, OutputError (no space in ``tmp``), all GpudedupError.
-    O(units * num_perm) time; about 8 * bands + 120 bytes of memory a document beside ``memory``, with verify="signature"
-    4 * num_perm more.
+    O(units * num_perm) time; about 8 * bands + 120 bytes of memory a document beside ``memory``, and 4 * num_perm more
+    with verify="signature".
     """
     params = make_params(options)
-    return Result(run_stages(_open(data, params), params, progress=progress))
+    return Result(run_stages(open_source(data, **_reading(params)), params, progress=progress))
 
 
 def run(
@@ -56,9 +56,10 @@ def run(
 ) -> Run:
     """Deduplicate files into a directory: removed/, kept/ (or keep_mask/) and manifest.json.
 
-    inputs: paths, globs and directories of Parquet or JSONL files (plain, .gz, .zst). out: a new or empty directory;
-    whatever ends the run early, nothing half-written stays in it. output: "kept" writes the input without removals,
-    with the same relative file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
+    inputs: paths, globs and directories of Parquet, Arrow IPC, JSONL, CSV, TSV or plain text files (the last four also
+    .gz, .zst), all of one format (CSV and TSV may be mixed). out: a new or empty directory; whatever ends the run
+    early, nothing half-written stays in it. output: "kept" writes the input without removals, with the same relative
+    file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
     Options are those of `deduplicate`.
 
     Raises what `deduplicate` does, and OutputError if ``out`` is taken or cannot be written.
@@ -66,19 +67,10 @@ def run(
     if engine != "local":
         raise ParameterError(f'engine must be "local", got {engine!r}')
     params = make_params(options)
-    given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    paths = [os.fspath(path) for path in given]
-    if not paths:
-        raise InputError("no input was given; name at least one file, glob or directory")
-    budget = Budget.of(params)
-    source = open_paths(
-        paths,
-        text_column=params.text_column,
-        columns=columns_needed(params),
-        memory_bytes=budget.memory_bytes,
-        tmp=budget.tmp,
-        on_error=params.on_error,
-    )
+    paths = _paths(inputs)
+    if not isinstance(out, str | os.PathLike):
+        raise ParameterError(f"out must be the path of a directory, got {out!r}")
+    source = open_paths(paths, **_reading(params))
     with closing(source), RunDirectory.create(out, [s.name for s in source.shards], paths, output) as directory:
         result = Result(run_stages(source, params, progress=progress))
         result.write(directory, progress)
@@ -96,13 +88,27 @@ class Run(store.Run):
             raise ArtefactError(f"{self.path}: the summary in the manifest is damaged: {error}") from error
 
 
-def _open(data: Any, params: Params) -> Any:
+def _paths(inputs: Any) -> list[str]:
+    """The paths of ``run``'s inputs. Raises ParameterError for anything else, InputError for none."""
+    given = [inputs] if isinstance(inputs, str | os.PathLike) else inputs
+    if not isinstance(given, list | tuple) or not all(isinstance(path, str | os.PathLike) for path in given):
+        raise ParameterError(
+            f"inputs must be a path or a list of paths, got {type(inputs).__name__}; data in memory is for "
+            "deduplicate(data).save(out)"
+        )
+    paths = [os.fspath(path) for path in given]
+    if not paths or not all(isinstance(path, str) for path in paths):
+        raise InputError("no input was given; name at least one file, glob or directory by str or Path")
+    return paths
+
+
+def _reading(params: Params) -> dict[str, Any]:
+    """What ``open_source`` and ``open_paths`` want to know."""
     budget = Budget.of(params)
-    return open_source(
-        data,
-        text_column=params.text_column,
-        columns=columns_needed(params),
-        memory_bytes=budget.memory_bytes,
-        tmp=budget.tmp,
-        on_error=params.on_error,
-    )
+    return {
+        "text_column": params.text_column,
+        "columns": columns_needed(params),
+        "memory_bytes": budget.memory_bytes,
+        "tmp": budget.tmp,
+        "on_error": params.on_error,
+    }

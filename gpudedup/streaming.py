@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from gpudedup import _cpu
 from gpudedup.backends import select_backend
-from gpudedup.backends.base import I32, U64
-from gpudedup.backends.columns import take, value_type
+from gpudedup.backends.base import I32, U64, SignedBatch
+from gpudedup.backends.columns import plain_column, stored_values, take, value_type
 from gpudedup.engines.local import Budget
 from gpudedup.errors import GpudedupError, ParameterError
 from gpudedup.io import open_source
@@ -29,7 +29,7 @@ class _ScopeNumbers:
     """Numbers for the values of a scope column that hold over all batches; equal values, equal numbers; null: -1."""
 
     def __init__(self) -> None:
-        self._numbers: dict[Any, int] = {}
+        self._numbers: dict[bytes | int, int] = {}
         self._type: pa.DataType | None = None
 
     def codes(self, name: str, column: pa.ChunkedArray, codes: I32) -> I32:
@@ -38,11 +38,12 @@ class _ScopeNumbers:
             raise ParameterError(f'column "{name}" was {self._type} in earlier batches and is {kind} now; cast it')
         if not pa.types.is_null(kind):
             self._type = kind
-        _, first = np.unique(codes, return_index=True)
-        numbers = np.full(int(codes.max(initial=-1)) + 2, -1, np.int32)
-        for row in first.tolist():
-            if codes[row] >= 0:
-                numbers[codes[row]] = self._numbers.setdefault(column[row].as_py(), len(self._numbers))
+        values, first = np.unique(codes, return_index=True)
+        values, first = values[values >= 0], first[values >= 0]
+        numbers = np.full(len(values) + 1, -1, np.int32)  # codes count from 0 without gaps; -1 picks the last
+        if len(values):
+            stored = stored_values(pa.concat_arrays(column.chunks).take(pa.array(first)))
+            numbers[:-1] = [self._numbers.setdefault(value, len(self._numbers)) for value in stored]
         return numbers[codes]
 
 
@@ -89,7 +90,8 @@ class Deduplicator:
     Parameters are those of `gpudedup.deduplicate`; ``keep`` is "first" (the earlier document stays), clustering
     "keepers". Cutting the stream into other batches gives the same removals, and so does one batch of everything.
 
-    Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands; shingle sets of kept
+    Memory grows with the distinct band keys, by at most 400 bytes a document at 18 bands, and by more only where many
+    kept documents share keys (as with ``across``); shingle sets of kept
     documents take half of ``memory``, then unlinked files in ``tmp``. Threads that share one take turns.
     """
 
@@ -101,7 +103,7 @@ class Deduplicator:
             raise ParameterError(f'clustering="{params.clustering}" needs all documents at once; use deduplicate()')
         self._backend = select_backend(params)
         budget = Budget.of(params)
-        self._memory_bytes = budget.memory_bytes
+        self._memory_bytes, self._tmp = budget.memory_bytes, budget.tmp
         bands, rows = params.banding
         self._stream = _cpu.Stream(
             bands=bands,
@@ -154,23 +156,32 @@ class Deduplicator:
             text_column=params.text_column,
             columns=names,
             memory_bytes=self._memory_bytes,
-            tmp=params.tmp,
+            tmp=self._tmp,
             on_error=params.on_error,
         )
         try:
             check_types(source, params)
             if params.id_column is not None:
                 self._check_id_type(params.id_column, source.column_type(params.id_column))
-            masks = [self._filter(part.columns) for shard in source.shards for part in shard.read(names)]
+            parts = [part.columns for shard in source.shards for part in shard.read(names)]
+            signed = [self._sign(part) for part in parts]  # all of them, before anything is remembered
+            masks = [self._decide(*each) for each in zip(parts, signed, strict=True)]
         finally:
             source.close()
         return pa.concat_arrays(masks) if masks else pa.array([], pa.bool_())
 
-    def _filter(self, batch: pa.RecordBatch) -> pa.BooleanArray:
+    def _sign(self, batch: pa.RecordBatch) -> tuple[SignedBatch, I32 | None, U64 | None, I32 | None]:
         params = self._params
         signed = self._backend.sign(batch.column(params.text_column), keep_shingles=params.verify == "exact")
         within, keys = self._scope(params.within, batch)
         across, _ = self._scope(params.across, batch)
+        return signed, within, keys, across
+
+    def _decide(
+        self, batch: pa.RecordBatch, parts: tuple[SignedBatch, I32 | None, U64 | None, I32 | None]
+    ) -> pa.BooleanArray:
+        params = self._params
+        signed, within, keys, across = parts
         shingles = signed.shingles
         self._broken = True
         with spill_errors():
@@ -212,6 +223,6 @@ class Deduplicator:
     def _scope(self, name: str | None, batch: pa.RecordBatch) -> tuple[I32 | None, U64 | None]:
         if name is None:
             return None, None
-        column = pa.chunked_array([batch.column(name)])
+        column = plain_column(pa.chunked_array([batch.column(name)]))
         codes, keys = scope_codes(column, self._backend)
         return self._scopes.setdefault(name, _ScopeNumbers()).codes(name, column, codes), keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -426,6 +427,39 @@ def test_no_room_for_sets(tmp_path: Path) -> None:
         gpudedup.deduplicate(["a"], tmp=str(tmp_path / "missing"))
 
 
+def test_spooled_streams_are_deleted(tmp_path: Path) -> None:
+    """A one-shot stream that fits no memory lies in ``tmp`` while its result lives, and not after, nor after an error."""
+    rng = random.Random(1)
+    texts = [" ".join(str(rng.randrange(10**6)) for _ in range(2000)) for _ in range(900)]
+
+    def reader() -> pa.RecordBatchReader:
+        return pa.table({"text": texts}).to_reader(max_chunksize=100)
+
+    result = gpudedup.deduplicate(reader(), memory="64 MB", tmp=str(tmp_path))
+    assert list(tmp_path.iterdir())
+    assert result.kept().read_all().num_rows == 900
+    del result
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError):
+        gpudedup.deduplicate(reader(), memory="64 MB", tmp=str(tmp_path), within="nope")
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.decimal32(5, 1), pa.decimal64(9, 1), pa.decimal128(20, 1)], ids=str)
+def test_keep_by_numbers_that_arrow_does_not_sort(kind: pa.DataType) -> None:
+    values = pa.array([1.5, 3.5, None, 2.5]).cast(pa.float32())
+    scores = values.cast(kind) if pa.types.is_floating(kind) else values.cast(pa.decimal128(20, 1)).cast(kind)
+    table = pa.table({"text": ["a b c d e f"] * 4, "k": scores})
+    assert gpudedup.deduplicate(table, keep="max:k").keep_mask.to_pylist() == [False, True, False, False]
+    assert gpudedup.deduplicate(table, keep="min:k").keep_mask.to_pylist() == [True, False, False, False]
+
+
+def test_text_bytes_are_bytes_of_text() -> None:
+    assert gpudedup.deduplicate(["a"] * 1000).summary().text_bytes == 1000
+
+
 # ---- parameters ----
 
 
@@ -511,6 +545,18 @@ def test_bad_columns(table: dict[str, Any], options: dict[str, Any], error: type
 def test_data_that_is_no_corpus(data: Any) -> None:
     with pytest.raises(InputError):
         gpudedup.deduplicate(data)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [None, 5, b"a.jsonl", {"a.jsonl": 1}, ["a.jsonl", None], pa.table({"text": ["a"]})],
+    ids=lambda i: type(i).__name__,
+)
+def test_run_of_what_is_no_path(inputs: Any, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="path"):
+        gpudedup.run(inputs, tmp_path / "out")
+    with pytest.raises(ParameterError, match="directory"):
+        gpudedup.run("a.jsonl", inputs)
 
 
 # ---- growth, interruption, forks ----

@@ -133,3 +133,37 @@ def test_many_small_batches_cost_little_memory() -> None:
         stream.filter(["the same text every time"])
     assert stream.removed["row"].to_pylist() == list(range(1, 3000))
     assert len(stream._removed.pieces) < 20
+
+
+SCOPES = {
+    "dates in milliseconds": pa.array([0, 1000, 0], pa.int64()).view(pa.date64()),
+    "nanoseconds": pa.array([1, 2, 1], pa.int64()).view(pa.time64("ns")),
+    "the hour that comes twice": pa.array([1699162200, 1699165800, 1699162200], pa.int64()).view(
+        pa.timestamp("s", "America/New_York")
+    ),
+    "far times": pa.array([2**62, 2**62 - 1, 2**62], pa.int64()).view(pa.timestamp("s")),
+    "decimals": pa.array(["1.50", "-2.25", "1.50"]).cast(pa.decimal128(30, 2)),
+    "ill-formed text": pa.Array.from_buffers(pa.string(), 3, pa.array([b"\xff", b"\xfe", b"\xff"]).buffers()),
+    "booleans": pa.array([True, False, True]),
+    "views": pa.array(["x", "y", "x"], pa.string_view()),
+}
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_scope_values_are_told_apart_by_their_stored_bits(name: str) -> None:
+    table = pa.table({"text": ["a b c d e f"] * 3, "w": SCOPES[name]})
+    assert gpudedup.deduplicate(table, within="w").keep_mask.to_pylist() == [True, True, False]
+    stream = gpudedup.Deduplicator(within="w")
+    assert [stream.filter(table.slice(i, 1)).to_pylist() for i in range(3)] == [[True], [True], [False]]
+    whole = gpudedup.Deduplicator(within="w")
+    assert whole.filter(table).to_pylist() == [True, True, False]
+
+
+def test_a_batch_that_fails_late_leaves_nothing_behind() -> None:
+    good = pa.array([[1, 2, 3], [4, 5, 6]], pa.list_(pa.int64()))
+    bad = pa.array([[7, None]], pa.list_(pa.int64()))
+    stream = gpudedup.Deduplicator(shingle="tokens:2")
+    with pytest.raises(InputError, match="null element"):
+        stream.filter(pa.table({"text": pa.chunked_array([good, bad])}))
+    assert stream.documents == 0
+    assert stream.filter(pa.table({"text": good})).to_pylist() == [True, True]

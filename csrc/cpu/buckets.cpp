@@ -44,7 +44,8 @@ Buckets::Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, u
           keyed[i] = {batch->values[band * batch->count + document - batch->first], static_cast<uint32_t>(i)};
           if (i % 65536 == 0 && context.stopped()) return;
         }
-        radix_sort(keyed, spare);
+        radix_sort(keyed, spare, context.stop());
+        if (context.stopped()) return;
         Band& out = by_band[band];
         for (size_t first = 0, last; first < keyed.size(); first = last) {
           for (last = first + 1; last < keyed.size() && keyed[last].key == keyed[first].key;) ++last;

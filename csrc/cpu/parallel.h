@@ -7,6 +7,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -64,7 +65,8 @@ class Context {
     } catch (...) {  // the system gives no more threads: those that run are enough, none is not
       std::lock_guard<std::mutex> lock(mutex);
       running -= static_cast<unsigned>(std::min<size_t>(workers_, count) - threads.size());
-      if (threads.empty() && !failure) failure = std::current_exception();
+      if (threads.empty() && !failure)
+        failure = std::make_exception_ptr(std::runtime_error("the system gives no thread to work on"));
     }
     {
       std::unique_lock<std::mutex> lock(mutex);

@@ -25,10 +25,12 @@ constexpr uint32_t EMPTY_SET = 0;  // an empty set needs an address that is not 
 /// `bytes` of a new unlinked file, mapped. Space is allocated first: a full disk must fail here and not by SIGBUS.
 void* map_file(const std::string& directory, size_t bytes) {
   std::string name = directory + "/gpudedup-sets-XXXXXX";
-  int file = ::mkstemp(name.data());
+  int file = ::mkostemp(name.data(), O_CLOEXEC);
   if (file < 0) fail(errno, directory);
   ::unlink(name.c_str());
-  int error = ::posix_fallocate(file, 0, static_cast<off_t>(bytes));
+  int error;
+  do error = ::posix_fallocate(file, 0, static_cast<off_t>(bytes));
+  while (error == EINTR);
   void* address = error ? MAP_FAILED : ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (!error && address == MAP_FAILED) error = errno;
   ::close(file);
@@ -43,8 +45,11 @@ SetStore::~SetStore() {
 }
 
 uint32_t* SetStore::allocate(size_t values) {
+  std::lock_guard<std::mutex> lock(mutex_);
   if (values > free_values_) {
-    size_t bytes = std::max(BLOCK_BYTES, (values * sizeof(uint32_t) + 4095) / 4096 * 4096);
+    // Blocks grow with what there is, so that their number stays small: a process has some 65,000 mappings.
+    size_t block = std::max<size_t>(BLOCK_BYTES, (in_memory_ + on_disk_) / 64);
+    size_t bytes = (std::max(block, values * sizeof(uint32_t)) + 4095) / 4096 * 4096;
     bool memory = in_memory_ + bytes <= memory_bytes_;
     void* address = memory ? ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
                            : map_file(directory_, bytes);
@@ -62,7 +67,6 @@ uint32_t* SetStore::allocate(size_t values) {
 }
 
 void SetStore::add_as_is(uint32_t number, const uint32_t* values, size_t size) {
-  std::lock_guard<std::mutex> lock(mutex_);
   uint32_t* place = size ? allocate(size) : const_cast<uint32_t*>(&EMPTY_SET);
   if (size) std::memcpy(place, values, size * sizeof(uint32_t));
   sets_[number] = {place, size};

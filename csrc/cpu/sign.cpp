@@ -93,6 +93,8 @@ std::unique_ptr<SignWorker> Signer::borrow() const {
 }
 
 void Signer::give_back(std::unique_ptr<SignWorker> worker) const {
+  constexpr size_t MOST_HASHES = 16 << 20;  // of one huge document: not worth 64 MB for as long as the signer lives
+  if (worker->hash_count > MOST_HASHES) worker->take_hashes();
   std::lock_guard<std::mutex> lock(mutex_);
   idle_.push_back(std::move(worker));
 }

@@ -8,6 +8,10 @@
 #include "cpu/ascii.inl.h"
 #include "cpu/tier.h"
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "hash_units loads words as they lie in memory; unit hashes are defined on little-endian words"
+#endif
+
 namespace gpudedup {
 namespace {
 

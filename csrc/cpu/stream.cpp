@@ -38,6 +38,11 @@ uint64_t random_secret() {
   return static_cast<uint64_t>(device()) << 32 | device();
 }
 
+/// Numbers of documents and of buckets have 31 bits, less the last two.
+void require_room(size_t count) {
+  if (count >= 0x7FFFFFFD) throw std::length_error("a stream holds at most 2147483645 documents or shared band keys");
+}
+
 uint64_t identity_hash(const uint64_t* content, int32_t scope, int32_t across) {
   return absorb(absorb(content[0], content[1]),
                 static_cast<uint64_t>(static_cast<uint32_t>(scope)) << 32 | static_cast<uint32_t>(across));
@@ -78,8 +83,12 @@ void Stream::collect(const uint64_t* keys, int32_t scope, int32_t across, std::v
       continue;
     }
     const Bucket& bucket = buckets_[value & ~IS_BUCKET];
-    for (const Entry& entry : bucket.entries)
-      if (in_window(entry.position, bucket.size, plan_.window)) add(entry.document);
+    auto add_entry = [&](const Entry& entry) {
+      if (entry.document != NOBODY && in_window(entry.position, bucket.size, plan_.window)) add(entry.document);
+    };
+    add_entry(bucket.first);
+    if (bucket.more != NONE)
+      for (const Entry& entry : more_[bucket.more]) add_entry(entry);
   }
   std::sort(candidates.begin(), candidates.end());
   candidates.erase(std::unique(candidates.begin(), candidates.end()), candidates.end());
@@ -96,22 +105,32 @@ void Stream::enter(const uint64_t* keys, uint32_t document) {
     uint32_t& value = *found;
     if (!(value & IS_BUCKET)) {
       uint32_t first = value;
+      require_room(buckets_.size());
       value = static_cast<uint32_t>(buckets_.size()) | IS_BUCKET;
-      buckets_.push_back({});
-      Bucket& bucket = buckets_[buckets_.size() - 1];
-      bucket.size = 1;
-      if (first != NOBODY) bucket.entries.assign(1, {0, first});
+      buckets_.push_back({1, {0, first}, NONE});
     }
     Bucket& bucket = buckets_[value & ~IS_BUCKET];
     uint32_t position = bucket.size++;
-    if (document == NOBODY) continue;
-    // Entries beyond the first W positions leave once the window has passed them: drop them when they are many.
-    if (bucket.entries.size() >= 3 * plan_.window) {
-      auto passed = [&](const Entry& entry) { return !in_window(entry.position, position, plan_.window); };
-      bucket.entries.erase(std::remove_if(bucket.entries.begin(), bucket.entries.end(), passed), bucket.entries.end());
-    }
-    bucket.entries.push_back({position, document});
+    if (document != NOBODY) enter(bucket, {position, document});
   }
+}
+
+void Stream::enter(Bucket& bucket, Entry entry) {
+  auto passed = [&](const Entry& other) {
+    return other.document == NOBODY || !in_window(other.position, entry.position, plan_.window);
+  };
+  if (passed(bucket.first)) {
+    bucket.first = entry;
+    return;
+  }
+  if (bucket.more == NONE) {
+    bucket.more = static_cast<uint32_t>(more_.size());
+    more_.push_back({});
+  }
+  std::vector<Entry>& more = more_[bucket.more];
+  // Entries beyond the first W positions leave once the window has passed them: drop them when they are many.
+  if (more.size() >= 3 * plan_.window) more.erase(std::remove_if(more.begin(), more.end(), passed), more.end());
+  more.push_back(entry);
 }
 
 StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
@@ -152,8 +171,8 @@ StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
     for (uint32_t b = 0; b < plan_.bands; ++b)
       keys[b] = band_key(b, batch.scope_keys ? batch.scope_keys[i] : SCOPE_NONE, lanes + b * plan_.rows, plan_.rows);
     uint32_t number = static_cast<uint32_t>(kept_.size());
-    if (number >= NOBODY - 1) throw std::length_error("a stream holds at most 2147483646 kept documents");
-    uint32_t equal = NONE;  // with `across`: the kept document of equal content
+    require_room(contents_.size());  // of which the kept ones are some
+    uint32_t equal = NONE;           // with `across`: the kept document of equal content
     uint32_t* equal_slot = nullptr;
     if (plan_.across) {
       equal_slot = equal_table_.find(identity_hash(content, scope, 0), [&](uint32_t node) {

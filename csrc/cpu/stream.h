@@ -144,8 +144,9 @@ class Stream {
     uint32_t document;  // number among the kept ones
   };
   struct Bucket {
-    uint32_t size = 0;           // counts every representative, kept or removed
-    std::vector<Entry> entries;  // the kept ones that can still be candidates, by position
+    uint32_t size = 0;          // counts every representative, kept or removed
+    Entry first = {0, NOBODY};  // a kept one that can still be a candidate; most buckets have no other
+    uint32_t more = NONE;       // the rest of them, in more_
   };
   struct ContentNode {  // a representative
     uint64_t content[2];
@@ -171,11 +172,13 @@ class Stream {
   uint32_t* find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across);
   void collect(const uint64_t* keys, int32_t scope, int32_t across, std::vector<uint32_t>& candidates);
   void enter(const uint64_t* keys, uint32_t document);
+  void enter(Bucket& bucket, Entry entry);
 
   StreamPlan plan_;
   uint64_t secret_;
   std::vector<KeyTable> bands_;
   Chunked<Bucket> buckets_;
+  Chunked<std::vector<Entry>> more_;
   NodeTable content_table_, equal_table_;
   Chunked<ContentNode> contents_;
   Chunked<EqualNode> equals_;

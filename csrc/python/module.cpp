@@ -238,6 +238,9 @@ Decision verify(const Buckets& buckets, bool components, uint64_t threshold_ppm,
   require(!lanes || documents, "lanes need documents");
   require(!sets || sets->size() >= buckets.count(), "sets must have room for all documents");
   require(!prior || prior->keeper.size() == buckets.count(), "prior belongs to other buckets");
+  if (leader)
+    for (size_t i = 0; i < buckets.count(); ++i)
+      require(leader->data()[i] <= i, "leader must be at or before its document");
   if (documents)
     for (size_t i = 0; i < buckets.count() && lanes; ++i)
       require(documents->data()[i] < lanes->lanes.size(), "documents names no signature");
@@ -320,7 +323,6 @@ PYBIND11_MODULE(_cpu, m) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const std::system_error& error) {
-      errno = error.code().value();
       std::string place(error.what());
       PyErr_SetObject(PyExc_OSError, py::make_tuple(error.code().value(), place).ptr());
     }
@@ -368,12 +370,6 @@ PYBIND11_MODULE(_cpu, m) {
              for (uint32_t i = 0; i < buckets.count(); ++i)
                if (buckets.shared(i)) documents.push_back(i);
              return to_array(std::move(documents));
-           })
-      .def("candidate_bounds",
-           [](const Buckets& buckets) {
-             std::vector<uint64_t> bounds;
-             for (uint32_t i = 0; i < buckets.count(); ++i) bounds.push_back(buckets.candidate_bound(i));
-             return to_array(std::move(bounds));
            })
       .def("candidates", candidate_pairs, "first"_a, "last"_a);
 
@@ -423,6 +419,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def(py::init([](uint32_t bands, uint32_t rows, uint32_t num_perm, uint64_t window, uint64_t threshold_ppm,
                        const std::string& verify, bool across, uint64_t memory_bytes, const std::string& directory) {
              require(static_cast<uint64_t>(bands) * rows <= num_perm, "bands * rows must be at most num_perm");
+             require(window >= 1, "window must be at least 1");
              StreamPlan plan{bands, rows, num_perm, window, threshold_ppm, parse_verify(verify), across};
              return std::make_unique<Stream>(plan, memory_bytes, directory);
            }),

@@ -60,6 +60,23 @@ def plain_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([plain(chunk) for chunk in column.chunks], plain_type(column.type))
 
 
+def stored_values(values: pa.Array) -> list[bytes] | list[int]:
+    """What tells values of one type apart: their stored bytes, or fixed-width bits as a number. Without nulls."""
+    values = plain(values)
+    if is_text(values.type) or pa.types.is_decimal(values.type):
+        stored: list[bytes] = stored_bytes(values).to_pylist()
+        return stored
+    words: list[int] = fixed_width_words(values).tolist()
+    return words
+
+
+def stored_bytes(values: pa.Array) -> pa.Array:
+    """Text, binary and decimal values as binary: decimals little-endian, as Arrow stores them."""
+    if pa.types.is_decimal(values.type):
+        values = values.view(pa.binary(values.type.byte_width))
+    return values.cast(pa.large_binary())
+
+
 def take(column: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
     """Values at int64 ``places``, null at null; of the column's own type (a dictionary of views: as plain text)."""
     kind = column.type

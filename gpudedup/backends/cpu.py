@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, U32, U64, Shingles, SignedBatch
-from gpudedup.backends.columns import buffers, fixed_width_words, is_text
+from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
 from gpudedup.params import Params, parse_shingle
@@ -51,8 +51,8 @@ class CpuBackend:
         return Shingles(hashes, bounds)
 
     def hash_values(self, values: pa.Array) -> U64:
-        if is_text(values.type):
-            return _cpu.hash_values(*buffers(values))
+        if is_text(values.type) or pa.types.is_decimal(values.type):
+            return _cpu.hash_values(*buffers(stored_bytes(values)))
         return _cpu.hash_words(fixed_width_words(values))
 
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -70,8 +71,6 @@ class Outcome:
 
 def scratch_directory(params: Params) -> str:
     """Where spill files go: ``tmp``, else the system's. Raises OutputError if it is no directory."""
-    import os
-
     directory = params.tmp or tempfile.gettempdir()
     if not os.path.isdir(directory):
         raise OutputError(f'tmp="{directory}" is not a directory; create it or name another')

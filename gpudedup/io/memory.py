@@ -8,6 +8,7 @@ import itertools
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -78,6 +79,8 @@ class Spool:
         self.schema = schema
         with output_errors(Path(tmp or tempfile.gettempdir()) / "spool.arrow"):
             self._folder = Path(tempfile.mkdtemp(prefix="gpudedup-", dir=tmp))
+        # Also without close(): when nobody holds the spool any more, and when the interpreter ends.
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._path = self._folder / "spool.arrow"
         self._ends = [0]
         self._row_counts: list[int] = []

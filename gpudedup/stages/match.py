@@ -78,6 +78,10 @@ def rank(signed: Signed, params: Params) -> U32:
     if pa.types.is_null(values.type):
         return candidates
     direction = "descending" if rule == "max" else "ascending"
+    if pa.types.is_float16(values.type):  # Arrow sorts neither these nor small decimals
+        values = values.cast(pa.float32())
+    elif pa.types.is_decimal(values.type) and values.type.bit_width < 128:
+        values = values.cast(pa.decimal128(values.type.precision, values.type.scale))
     # Stable, with NaN after all numbers and null after NaN in both directions: nulls go to the end by default.
     best_first = pc.sort_indices(values, sort_keys=[("", direction)]).to_numpy()
     return np.ascontiguousarray(best_first[signed.unit_count[best_first] > 0], np.uint32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +14,7 @@ from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
+from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Batch, Shard, Source
 from gpudedup.params import Params, parse_keep, parse_shingle
 
@@ -23,6 +24,9 @@ MAX_DOCUMENTS = 2**32 - 2
 Progress = Callable[[str, int, int], None]
 """Called with (stage, documents so far, bytes of text so far)."""
 
+
+SCOPE_NULL = 1
+"""The scope key of null (docs/spec.md, section 5)."""
 
 MAX_CACHED_BYTES = 64 << 20
 """A batch with more text is one huge document: holding its hashes too would double what it needs."""
@@ -111,11 +115,11 @@ def check_types(source: Source, params: Params) -> None:
 
 def check_scope_type(role: str, name: str, kind: pa.DataType) -> None:
     value = value_type(kind)
-    fixed = pa.types.is_integer(value) or pa.types.is_boolean(value)
+    fixed = pa.types.is_integer(value) or pa.types.is_boolean(value) or pa.types.is_decimal(value)
     time = pa.types.is_temporal(value) and not pa.types.is_interval(value)
     if not (is_text(value) or fixed or time or pa.types.is_null(value)):
         raise ParameterError(
-            f'{role}="{name}" is {kind}; it must be a string, binary, integer, boolean or time column, '
+            f'{role}="{name}" is {kind}; it must be a string, binary, integer, decimal, boolean or time column, '
             "whose values are equal or not"
         )
 
@@ -168,7 +172,7 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
             columns[name].append(batch.columns.column(names.index(name)))
         shard_rows[shard] += len(text)
         position += len(text)
-        text_bytes += text.nbytes
+        text_bytes += int(value_bytes(text).sum())
         if position > MAX_DOCUMENTS:
             raise InputError(f"the input has more than {MAX_DOCUMENTS} documents; split it over several runs")
         progress("sign", position, text_bytes)
@@ -190,8 +194,8 @@ def _carried(params: Params) -> set[str | None]:
     return {params.id_column, params.within, params.across, parse_keep(params.keep).column}
 
 
-def _batches(shards: list[Shard] | tuple[Shard, ...] | object, names: list[str]) -> Iterator[tuple[int, Batch]]:
-    for number, shard in enumerate(shards):  # type: ignore[arg-type, var-annotated]
+def _batches(shards: Sequence[Shard], names: list[str]) -> Iterator[tuple[int, Batch]]:
+    for number, shard in enumerate(shards):
         for batch in shard.read(names):
             yield number, batch
 
@@ -200,9 +204,10 @@ def scope_codes(column: pa.ChunkedArray, backend: Backend) -> tuple[I32, U64]:
     """(code, key) per document: equal codes for equal values, -1 for null; the 64-bit scope keys of the values."""
     column = plain_column(column)
     if pa.types.is_null(column.type):
-        return np.full(len(column), -1, np.int32), np.ones(len(column), np.uint64)
+        return np.full(len(column), -1, np.int32), np.full(len(column), SCOPE_NULL, np.uint64)
     chunks = pc.dictionary_encode(column).unify_dictionaries().chunks
     encoded = pa.concat_arrays(chunks) if chunks else pa.array([], column.type).dictionary_encode()
     codes = pc.fill_null(encoded.indices.cast(pa.int32()), -1).to_numpy(zero_copy_only=False)
-    keys = np.concatenate((backend.hash_values(encoded.dictionary), np.ones(1, np.uint64)))
+    # Code -1 picks the last key: that of null.
+    keys = np.concatenate((backend.hash_values(encoded.dictionary), np.array([SCOPE_NULL], np.uint64)))
     return np.ascontiguousarray(codes, np.int32), np.ascontiguousarray(keys[codes], np.uint64)

@@ -10,7 +10,8 @@ import numpy as np
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, Backend
-from gpudedup.errors import OutputError
+from gpudedup.errors import InputError, MemoryLimitError, OutputError
+from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Source
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
@@ -27,9 +28,11 @@ class Verified:
 
 @contextmanager
 def spill_errors() -> Iterator[None]:
-    """Turn a failure to make room for shingle sets into OutputError."""
+    """Turn a failure to make room for shingle sets into OutputError, and of numbers to name documents by likewise."""
     try:
         yield
+    except ValueError as error:
+        raise MemoryLimitError(str(error)) from error
     except OSError as error:
         raise OutputError(
             f"no room for shingle sets ({error.strerror or error}); give another directory with tmp=, or more memory="
@@ -69,8 +72,10 @@ class ShingleSets:
                 self._add(store, numbers[place : place + len(text)], rows, shingles.hashes, shingles.offsets)
                 place += len(text)
                 done += len(text)
-                text_bytes += text.nbytes
+                text_bytes += int(value_bytes(text).sum())
                 progress("verify", done, text_bytes)
+            if place != high:
+                raise InputError(f"{shard.name} gave {place - int(low)} of {len(wanted)} rows when it was read again")
 
     def _add(self, store: _cpu.SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
         if not len(numbers):

@@ -147,14 +147,18 @@ def fuzz_verify(rng: Rng) -> None:
     hashes, offsets = some_numbers(rng, 200, 50), some_offsets(rng, 200).astype(np.int64)
     rows = some_numbers(rng, count, max(1, len(offsets) - (rng.random() < 0.97)))
     store.add(documents.copy(), rows, hashes, offsets, workers=1)
-    leader = optional(rng, 0, np.uint32)
+    leader = None
+    if rng.random() < 0.3:
+        leader = np.array([rng.randrange(i + 1) for i in range(count)], np.uint32)
+        if count and rng.random() < 0.1:
+            leader[rng.randrange(count)] = rng.choice([count, 2**32 - 1])
     by = rng.choice(["sets", "lanes", "nothing"])
     options: dict[str, Any] = {
         "components": rng.random() < 0.3,
         "sets": store if by == "sets" else None,
         "lanes": lanes if by == "lanes" else None,
         "documents": documents,
-        "leader": leader if leader is not None and count == 0 else None,
+        "leader": leader,
         "workers": rng.choice([1, 2]),
     }
     low = _cpu.verify(buckets, threshold_ppm=rng.randrange(1, 10**6), prior=None, **options)
@@ -172,7 +176,7 @@ def fuzz_stream(rng: Rng) -> None:
         bands=3,
         rows=rng.choice([1, 2, 3]),
         num_perm=num_perm,
-        window=rng.choice([1, 3]),
+        window=rng.choice([0, 1, 3, 3]),
         threshold_ppm=rng.randrange(1, 10**6),
         verify=rng.choice(["exact", "signature", "none"]),
         across=across,
