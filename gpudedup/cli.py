@@ -191,8 +191,8 @@ def run(
         list[str],
         typer.Argument(
             metavar="INPUT...",
-            help="Parquet, JSONL, CSV, TSV or text files (all but Parquet also .gz, .zst), directories, or globs. "
-            "The order given is input order.",
+            help="Parquet, Arrow IPC (Feather), JSONL, CSV, TSV or text files (the last four also .gz, .zst), "
+            "directories, or globs. The order given is input order.",
             show_default=False,
         ),
     ],

@@ -91,7 +91,8 @@ class Result:
     def kept(self) -> pa.RecordBatchReader:
         """The input without removals, in input order: a stream of record batches with all its columns.
 
-        Reads files again. JSONL gives the columns that the run used; `gpudedup.run` copies its lines byte for byte.
+        Reads files again. JSONL, CSV and TSV give the columns that the run used; `gpudedup.run` copies lines and
+        records byte for byte.
         """
         outcome = self._outcome
         return pa.RecordBatchReader.from_batches(

@@ -6,6 +6,8 @@ import contextlib
 import csv
 import gzip
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -420,6 +422,48 @@ def test_long_record_names_line_and_byte(tmp_path, suffix):
             values(shard_of(path, memory_bytes=64_000_000))
     path = write(tmp_path, b"text\na\n" + b'"' + b"b\n," * 7_000_000 + b'"\nc\n', suffix)
     assert list(map(len, values(shard_of(path)))) == [1, 21_000_000, 1]
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from gpudedup.errors import MemoryLimitError
+from gpudedup.io import open_paths
+def peak_bytes():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+before, rows = peak_bytes(), 0
+try:
+    shard = open_paths([sys.argv[1]], text_column="text", columns=["text"], memory_bytes=int(sys.argv[2])).shards[0]
+    for batch in shard.read(["text"]):
+        rows += len(batch.rows)
+        del batch
+except MemoryLimitError:
+    rows = -1
+print(rows, peak_bytes() - before)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.zst"])
+@pytest.mark.parametrize(
+    ("memory", "data", "rows"),
+    [
+        (400_000_000, b'text,b\n"' + b"a,\n" * 15_000_000 + b'",1\nc,2\n' + b"d,3\n" * 5_000_000, 5_000_002),
+        (400_000_000, b"text,b\n" + b"\xff\xf0\x9f\x98\x80" * 9_000_000 + b",1\nc,2\n", 2),
+        (64_000_000, b'text,b\na,1\n"b' + b"c,2\n" * 50_000_000, -1),
+        (64_000_000, b"text,b\n" + b"," * 200_000_000, -1),
+        (64_000_000, b"text,b\na,1\n" + b"\n" * 200_000_000, 1),
+    ],
+    ids=["long", "ill-formed", "unclosed", "commas", "empty"],
+)
+def test_peak_memory(tmp_path, suffix, memory, data, rows):
+    """In a process of its own, by its peak resident memory; what there is besides is Arrow's pool."""
+    path = write(tmp_path, data, suffix)
+    arguments = [sys.executable, "-c", CHILD, str(path), str(memory)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found, peak = map(int, done.stdout.split())
+    assert found == rows
+    assert peak < memory
 
 
 # Properties

@@ -69,11 +69,12 @@ class Shard(Protocol):
         """
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
-        """All columns of the rows whose ``keep`` is true, in row order (JSONL: the columns of the run)."""
+        """All columns of the rows whose ``keep`` is true, in row order (JSONL, CSV and TSV: the columns of the run)."""
 
     def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
         """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written.
 
+        A shard with ``absent_when_removed`` is one document, of which nothing is written unless it is kept.
         ``keep`` has one value per row, false for damaged ones. Equal input and ``keep`` give equal bytes.
         Raises OutputError if ``path`` cannot be written; what is there of it then is the caller's to remove.
         """
