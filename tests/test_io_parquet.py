@@ -429,8 +429,28 @@ def test_changed_while_it_was_read(tmp_path):
         with pytest.raises(InputError, match=r"a.parquet changed while it was being read: \d+ bytes with mtime_ns \d+"):
             action()
     path.unlink()
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match=r"a.parquet was removed while it was being read; run again"):
         list(shard.read(["text"]))
+
+
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+@pytest.mark.parametrize("change", ["removed", "changed"])
+def test_changed_in_the_middle_of_a_read_is_no_damage(tmp_path, on_error, change):
+    rng = np.random.default_rng(3)
+    table = {"text": [rng.bytes(200).hex() for _ in range(20_000)]}
+    path = write(tmp_path / "a.parquet", table, row_group_size=1000, use_dictionary=False)
+    found = source(path, on_error=on_error)
+    read = found.shards[0].read(["text"])
+    next(read)
+    if change == "removed":
+        path.unlink()
+    else:
+        path.write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=rf"a.parquet (was )?{change} while it was being read.*; run again$"):
+        list(read)
+    with pytest.raises(InputError, match=rf"a.parquet (was )?{change} while it was being read.*; run again$"):
+        found.shards[0].write_kept(np.ones(20_000, bool), tmp_path / "kept.parquet")
+    assert not found.skipped
 
 
 def fuzz_file(tmp_path):

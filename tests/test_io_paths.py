@@ -84,7 +84,7 @@ def test_shard_names_are_as_given(tmp_path, monkeypatch):
         ),
         (["a.doc"], r"a.doc has no suffix that says its format; known are .parquet.*; .jsonl, .*.csv, .*.txt"),
         (["*.doc"], r"\*.doc matches .*a.doc but nothing with a known suffix"),
-        (["a.jsonl", "a.jsonl"], r"the same file is given twice, as .*a.jsonl and as .*a.jsonl"),
+        (["a.jsonl", "a.jsonl"], r"the same file is given twice, \S*a.jsonl; name it once"),
         (["a.jsonl", "*.jsonl"], r"the same file is given twice"),
         (["a.jsonl", "link.jsonl"], r"the same file is given twice, as .*a.jsonl and as .*link.jsonl"),
         (["a.jsonl", "hard.jsonl"], r"the same file is given twice"),
@@ -155,3 +155,21 @@ def test_path_objects(tmp_path):
     assert [shard.name for shard in open_source(paths, **options).shards] == [str(path) for path in paths]
     assert [shard.name for shard in open_source(paths[0], **options).shards] == [str(paths[0])]
     assert [shard.name for shard in open_source(str(tmp_path), **options).shards] == sorted(map(str, paths))
+
+
+def test_directory_without_permission(tmp_path, monkeypatch):
+    """Simulated, since root may look everywhere."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+
+    def refuse(path, *args, **kwargs):
+        if str(path).startswith(str(closed)):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *args, **kwargs)
+
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
+    for given in (closed / "a.jsonl", closed / "*.jsonl"):
+        with pytest.raises(InputError, match=r"cannot look for .*jsonl: permission denied for .*closed"):
+            find_files([str(given)])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -21,7 +22,7 @@ import pytest
 
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
 from gpudedup.store import manifest as manifests
-from gpudedup.store.atomic import atomic_file
+from gpudedup.store.atomic import atomic_file, output_errors
 from gpudedup.store.manifest import InputEntry, SkippedEntry
 from gpudedup.store.run_directory import MARKER, Run, RunDirectory, relative_names
 
@@ -118,8 +119,53 @@ def test_missing_folder_and_file_in_the_way(tmp_path):
         temporary.write_text("x")
     (tmp_path / "file").write_text("x")
     for out in ("file", "file/out"):
-        with pytest.raises(OutputError, match=r"exists and is not a directory|cannot write .*file: .*File exists"):
+        with pytest.raises(OutputError, match=r"file (exists and )?is not a directory.*; choose another"):
             RunDirectory.create(tmp_path / out, ["a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", "no output directory given"),
+        ("bad\udcff", r"'bad\\udcff' is not UTF-8; choose"),
+        ("bad\ud800", "is not UTF-8"),
+        ("a\0b", r"'a\\x00b' contains a NUL"),
+        ("n" * 300, "cannot write .*: .*name too long.*; choose a shorter name"),
+        ("file/x/y", "file is not a directory, so file/x/y cannot be made"),
+        ("file", "file is the input file itself"),
+        ("./sub/../file", "is the input file itself"),
+    ],
+)
+def test_paths_that_cannot_be(tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises(OutputError, match=message) as raised:
+        RunDirectory.create(out, ["file"])
+    assert "\n" not in str(raised.value)
+    str(raised.value).encode()
+    assert files(tmp_path) == ["file"]
+
+
+def test_detours_are_not_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(Path("new/../other"))
+    assert not Path("new").exists()
+    Run.open("new/../other").verify()
+    Run.open("other").verify()
+
+
+def test_errors_name_the_final_file(tmp_path):
+    """Also where the shard's writer turns errors into OutputError under the temporary name."""
+
+    def write(path):
+        with output_errors(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.raises(OutputError) as raised, RunDirectory.create(tmp_path / "out", ["a.jsonl"]) as run:
+        run.write_kept("a.jsonl", write)
+    assert "cannot write" in str(raised.value)
+    assert "kept/a.jsonl: " in str(raised.value)
+    assert ".gpudedup-" not in str(raised.value)
 
 
 def test_read_only_parent(tmp_path):
@@ -235,6 +281,56 @@ def test_not_finishing_is_failing(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_interrupts_at_the_edges_leave_no_marker(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    opened = os.open
+
+    def open_then_interrupt(*args):
+        os.close(opened(*args))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "open", open_then_interrupt)
+        RunDirectory.create(out, ["a.jsonl"])
+    assert files(tmp_path) == []
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "__enter__", interrupt)
+        with RunDirectory.create(out, ["a.jsonl"]):
+            pass
+    gc.collect()
+    assert files(tmp_path) == []
+
+    unmark = RunDirectory._unmark
+    calls = []
+
+    def interrupt_once(run):
+        calls.append(run)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        unmark(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDirectory, "_unmark", interrupt_once)
+        with RunDirectory.create(out, ["a.jsonl"]) as run:
+            finish(run)
+    assert files(out) == ["manifest.json"]
+    Run.open(out)
+    (out / MARKER).write_text("")
+    Run.open(out).verify()
+    with pytest.raises(OutputError, match="already holds a run"):
+        RunDirectory.create(out, ["a.jsonl"])
+
+
+def test_names_are_compared_by_value():
+    one, other = "".join(["a", ".jsonl"]), "".join(["a.", "jsonl"])
+    assert relative_names([one, other]) == ["a.jsonl", "a.jsonl"]
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
@@ -323,6 +419,14 @@ def test_output_inside_input(tmp_path):
                 RunDirectory.create(out, [str(data / "a.parquet")], [given])
     assert files(data) == ["sub"]
     RunDirectory.create(data / "out", [str(data / "a.parquet")], [str(data / "*.parquet")]).remove()
+    for glob in ("*", "o?t", "*/kept", "*/kept/*.parquet", "../da*/*/*/*", "s*/*/out/**"):
+        given = str(data / glob)
+        out = data / "sub" / "deep" / "out" if "**" in glob else data / "out"
+        with pytest.raises(OutputError, match=r"is inside the input .*choose a directory elsewhere"):
+            RunDirectory.create(out, [str(data / "a.parquet")], [given])
+    for glob in ("*/*.parquet", "*.jsonl", "sub/*", "*/kept/*.jsonl", "*/*/*/*"):
+        RunDirectory.create(data / "out", [str(data / "a.parquet")], [str(data / glob)]).remove()
+    RunDirectory.create(data / "_out", [str(data / "a.parquet")], [str(data / "*")]).remove()
     RunDirectory.create(tmp_path / "data2", [str(data / "a.parquet")], [str(data)]).remove()
 
 

@@ -29,7 +29,7 @@ from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint, Skipped
-from gpudedup.io.streams import BOM, blocks_with, join_parts, open_sink, open_stream
+from gpudedup.io.streams import BOM, UnreadableError, blocks_with, join_parts, open_sink, open_stream
 from gpudedup.store.atomic import output_errors
 
 BLOCK_BYTES = 1 << 18
@@ -169,7 +169,9 @@ class JsonlShard:
     text_in_memory = False
 
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:
-        """Look at the first row. Raises InputError if it lacks the text key, saying which keys it has."""
+        """Look at the first row. Raises UnreadableError if nothing can be read, and InputError if the row lacks the
+        text key, saying which keys it has.
+        """
         self.file, self._columns, self._skips = file, columns, columns.skips
         self._memory_bytes = memory_bytes
         self._entries: list[
@@ -316,6 +318,7 @@ class JsonlShard:
                 return decode(repaired)
         except _BAD_LINE as error:
             offset = block.offset + len(BOM) * block.bom + sum(map(len, block.lines[:number])) + number
+            self.file.check_unchanged()  # a line that was cut off while it was read is not damaged
             place = f"{self.name} line {block.first_line + number} (byte {offset})"
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else say(error)
             self._skips.add(self.name, block.first_row + at, 1, f"{place} is damaged: {reason}")
@@ -358,6 +361,9 @@ class JsonlShard:
                         f"{self.name} line {line} (byte {offset + parts_bytes} decompressed, near {position()} "
                         f"as stored) cannot be read: {say(error)}; neither can the rest of the file"
                     )
+                    self.file.check_unchanged()
+                    if not offset + parts_bytes:
+                        raise UnreadableError(reason) from error
                     self._skips.add(self.name, row, 0, reason)
                     return
                 if not chunk:
@@ -472,12 +478,18 @@ class JsonlSource:
     def __init__(
         self, files: Sequence[InputFile], *, text_column: str, columns: Sequence[str], memory_bytes: int, on_error: str
     ) -> None:
-        """Look at the first row of every file. Raises InputError if a file has no text key there."""
+        """Look at the first row of every file. Raises InputError if a file has no text key there, or cannot be read
+        (or skips it).
+        """
         self._skips = SkipLog(on_error == "skip")
         self._columns = _Columns(text_column, columns, self._skips)
+        self.shards: list[JsonlShard] = []
         for file in files:
             self._skips.register(file.path)
-        self.shards = [JsonlShard(file, self._columns, memory_bytes) for file in files]
+            try:
+                self.shards.append(JsonlShard(file, self._columns, memory_bytes))
+            except UnreadableError as error:
+                self._skips.add(file.path, None, 0, str(error))
         self._columns.shards = self.shards
 
     @property

@@ -35,7 +35,7 @@ from gpudedup.io.batches import (
     value_bytes,
 )
 from gpudedup.io.pages import ChunkPages, scan_pages
-from gpudedup.io.paths import InputFile
+from gpudedup.io.paths import ChangedError, InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
@@ -61,7 +61,7 @@ class ParquetShard:
     text_in_memory = False
 
     def __init__(self, file: InputFile, text_column: str, memory_bytes: int, tmp: str | None, skips: SkipLog) -> None:
-        """Read the footer. Raises InputError naming the file if that cannot be done."""
+        """Read the footer. Raises InputError naming the file if that cannot be done, ChangedError if it was changed."""
         self.file, self._text_column, self._memory_bytes, self._tmp, self._skips = (
             file,
             text_column,
@@ -79,6 +79,7 @@ class ParquetShard:
                 if min(groups, default=0) < 0 or sum(groups) != self.metadata.num_rows:
                     raise ValueError(f"row groups of {groups[:10]} rows, but {self.metadata.num_rows} rows in all")
         except READ_ERRORS as error:
+            file.check_unchanged()
             raise InputError(f"{file.path} is no readable Parquet file: {say(error)}") from error
         self._first_rows = np.concatenate([[0], np.cumsum(groups)]).astype(np.int64)
         self._checked: set[int] = set()
@@ -148,8 +149,12 @@ class ParquetShard:
                 with self._reading(group):
                     repeated.update(self._repeated(group, names))
         encoded = sorted(repeated)
-        with self._open(encoded) as parquet:
-            schema = parquet.schema_arrow
+        try:
+            with self._open(encoded) as parquet:
+                schema = parquet.schema_arrow
+        except READ_ERRORS as error:
+            self.file.check_unchanged()
+            raise InputError(f"cannot read {self.name}: {say(error)}") from error
         options = self._writer_options()
         with output_errors(path), pa.OSFile(str(path), "wb") as sink:
             with pq.ParquetWriter(sink, schema, store_schema=False, **options) as writer:
@@ -277,10 +282,11 @@ class ParquetShard:
 
     @contextlib.contextmanager
     def _reading(self, group: int) -> Iterator[None]:
-        """Turn what goes wrong with decoding a row group into InputError."""
+        """Turn what goes wrong with decoding a row group into InputError, ChangedError if the file was changed."""
         try:
             yield
         except READ_ERRORS as error:
+            self.file.check_unchanged()
             raise InputError(
                 f"{self._place(group)} cannot be read: {say(error)}; repair or remove the file, or use "
                 'on_error="skip" to leave the row group out'
@@ -303,6 +309,9 @@ class ParquetShard:
                 try:
                     for _ in self._group(group, None, None):
                         pass
+                except ChangedError:
+                    del self._damage[group]
+                    raise
                 except InputError as error:
                     first, stop = self._spans()[group]
                     reason = f"{self._place(group)} cannot be read: {say(error.__cause__ or error)}"
@@ -448,6 +457,8 @@ class ParquetSource(TableSource):
             skips.register(file.path)
             try:
                 self.shards.append(ParquetShard(file, text_column, memory_bytes, tmp, skips))
+            except ChangedError:
+                raise
             except InputError as error:
                 skips.add(file.path, None, 0, str(error))
         self._check_columns(text_column, columns)

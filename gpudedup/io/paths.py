@@ -32,6 +32,10 @@ FORMAT_NAMES = {
 }
 
 
+class ChangedError(InputError):
+    """A file that was changed or removed while it was read; no damage that could be skipped."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
     """One input file. ``path`` is as given, or as found below the directory or glob that was given."""
@@ -42,14 +46,16 @@ class InputFile:
     fingerprint: Fingerprint
 
     def check_unchanged(self) -> None:
-        """Raise InputError if the file's size or time differs from when it was found, or it is gone."""
+        """Raise ChangedError if the file's size or time differs from when it was found, or it is gone."""
         try:
             now = _fingerprint(os.stat(self.path))
+        except FileNotFoundError as error:
+            raise ChangedError(f"{self.path} was removed while it was being read; run again") from error
         except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror} while it was being read; run again") from error
+            raise ChangedError(f"{self.path}: {error.strerror} while it was being read; run again") from error
         if now != self.fingerprint:
             before = self.fingerprint
-            raise InputError(
+            raise ChangedError(
                 f"{self.path} changed while it was being read: {before.size_bytes} bytes with mtime_ns "
                 f"{before.mtime_ns} at the start, {now.size_bytes} bytes with mtime_ns {now.mtime_ns} now; run again"
             )
@@ -72,12 +78,16 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
         files.extend(_expand(given))
     seen: dict[tuple[int, int], str] = {}
     for file in files:
-        status = os.stat(file.path)
+        try:
+            status = os.stat(file.path)
+        except OSError as error:
+            raise InputError(f"cannot read {file.path}: {error.strerror}") from error
         identity = (status.st_dev, status.st_ino)
         other = seen.get(identity)
         seen[identity] = file.path
         if other is not None:
-            raise InputError(f"the same file is given twice, as {other} and as {file.path}; name it once")
+            names = other if other == file.path else f"as {other} and as {file.path}"
+            raise InputError(f"the same file is given twice, {names}; name it once")
     formats = {("csv" if file.format == "tsv" else file.format): file for file in reversed(files)}
     if len(formats) > 1:
         examples = " and ".join(f"{file.path} ({FORMAT_NAMES[file.format]})" for file in reversed(formats.values()))
@@ -110,7 +120,25 @@ def _expand(given: str) -> list[InputFile]:
             raise InputError(f"{given} matches {matches[0]} but nothing with a known suffix ({KNOWN})")
     if "://" in given:
         raise InputError(f"{given} is a URL; only local files can be read: mount or copy them first")
+    _require_permission(given)
     raise InputError(f"no file matches {given!r}; working directory is {os.getcwd()}")
+
+
+def _require_permission(given: str) -> None:
+    """Raise InputError if a directory on the way to a path, or to where a glob begins, may not be looked into."""
+    folder = given
+    if glob.has_magic(given):
+        parts = Path(given).parts
+        first = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+        folder = str(Path(*parts[:first]))
+    try:
+        os.stat(folder)
+        if folder != given:
+            os.scandir(folder).close()
+    except PermissionError as error:
+        raise InputError(f"cannot look for {given}: permission denied for {error.filename}") from error
+    except OSError:
+        return
 
 
 def _hidden(path: str, pattern: str) -> bool:

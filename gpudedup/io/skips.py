@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from gpudedup.errors import InputError
 from gpudedup.io.source import Skipped
+
+
+def skipped_files(skipped: Iterable[Skipped]) -> int:
+    """How many files were left out as a whole."""
+    return len({entry.shard for entry in skipped if entry.first_row is None})
 
 
 class SkipLog:

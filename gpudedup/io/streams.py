@@ -14,12 +14,23 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.errors import InputError
-from gpudedup.io.batches import Rows, say
+from gpudedup.io.batches import READ_ERRORS, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.source import Batch
 
 GZIP_LEVEL = 6
 BOM = b"\xef\xbb\xbf"
+
+
+CHUNK_BYTES = 1 << 16
+"""Compressed bytes that Arrow takes from a file at a time."""
+
+SALVAGE_BYTES = 8 << 20
+"""More than Arrow decompresses at a time (1 MB): what is salvaged is bounded by it, come what may."""
+
+
+class UnreadableError(InputError):
+    """A file of which nothing can be read, so that on_error="skip" leaves out all of it."""
 
 
 class RowBlock(Protocol):
@@ -35,7 +46,7 @@ AnyBlock = TypeVar("AnyBlock", bound=RowBlock)
 @contextlib.contextmanager
 def open_stream(file: InputFile, offset: int) -> Iterator[tuple[Any, Callable[[], int]]]:
     """A stream of the file's decompressed bytes from ``offset`` on, and a function that says how far the file was
-    read. Raises InputError if it cannot be opened.
+    read. Raises UnreadableError if it cannot be opened, InputError if it was changed.
     """
     try:
         if file.compression is None:
@@ -44,13 +55,90 @@ def open_stream(file: InputFile, offset: int) -> Iterator[tuple[Any, Callable[[]
             stream: Any = raw
         else:
             if not file.fingerprint.size_bytes:
-                raise InputError(f"{file.path} is empty, which no {file.compression} file is; it may be cut off")
+                raise UnreadableError(f"{file.path} is empty, which no {file.compression} file is; it may be cut off")
             raw = pa.OSFile(file.path)
-            stream = pa.CompressedInputStream(raw, file.compression)
+            stream = _Decompressed(file, raw)
     except OSError as error:
-        raise InputError(f"cannot read {file.path}: {say(error)}") from error
+        file.check_unchanged()
+        reason = error.strerror or say(error)
+        raise UnreadableError(f"cannot read {file.path}: {reason}") from error
     with raw:
-        yield stream, raw.tell
+        yield stream, raw.tell if stream is raw else stream.tell
+
+
+class _Decompressed:
+    """A compressed file's bytes. All that stands before damage is given before the error is raised.
+
+    Arrow's stream drops what it decompressed in the same call. So that part is read once more: its compressed bytes
+    are handed over one by one, which also tells at which of them the damage is.
+    """
+
+    def __init__(self, file: InputFile, raw: Any) -> None:
+        self._file, self._raw = file, raw
+        self._stream = pa.CompressedInputStream(raw, file.compression)
+        self._done = 0
+        self._rest = b""
+        self._error: BaseException | None = None
+        self._position = 0
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes, none at the end. Raises one of READ_ERRORS for damage, InputError for a change."""
+        if self._error is None:
+            try:
+                chunk: bytes = self._stream.read(size)
+            except READ_ERRORS as error:
+                self._file.check_unchanged()
+                self._error, self._position = error, self._raw.tell()
+                with contextlib.suppress(*READ_ERRORS):
+                    self._salvage()
+            else:
+                self._done += len(chunk)
+                return chunk
+        if self._rest:
+            chunk, self._rest = self._rest[:size], self._rest[size:]
+            return chunk
+        raise self._error
+
+    def tell(self) -> int:
+        """How far the file was read: up to the first byte that cannot be decompressed, if there is one."""
+        return self._raw.tell() if self._error is None else self._position
+
+    def _salvage(self) -> None:
+        """Keep what can be decompressed after the bytes that were given already, and find the place of the error."""
+        rest = bytearray()
+        with io.FileIO(self._file.path) as file:
+            feed = _Feed(file, self._position - CHUNK_BYTES)
+            stream = pa.CompressedInputStream(pa.PythonFile(feed, mode="r"), self._file.compression)
+            passed = 0
+            while passed < self._done:
+                passed += len(stream.read(min(CHUNK_BYTES, self._done - passed)))
+            try:
+                while len(rest) < SALVAGE_BYTES and (byte := stream.read(1)):
+                    rest += byte
+            except READ_ERRORS as error:
+                self._error, self._position = error, feed.position
+        self._rest = bytes(rest)
+
+
+class _Feed:
+    """A file for Arrow to read, byte by byte from ``fine_from`` on."""
+
+    closed = False
+
+    def __init__(self, file: io.FileIO, fine_from: int) -> None:
+        self._file, self._fine_from = file, fine_from
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(min(size, max(1, self._fine_from - self.position)))
+        self.position += len(data)
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
 
 
 @contextlib.contextmanager

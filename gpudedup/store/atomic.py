@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -20,11 +21,17 @@ TEMPORARY = ".gpudedup-"
 
 @contextlib.contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with writing ``path`` into an OutputError that says why and what to do."""
+    """Turn what goes wrong with writing ``path`` into an OutputError that says why and what to do.
+
+    For a temporary path nothing is done, since ``atomic_file`` does it under the name that the file is to have.
+    """
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        if path.name.startswith(TEMPORARY):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = re.sub(re.escape(TEMPORARY) + "[0-9a-f]{32}", lambda _: path.name, reason)
         raise OutputError(f"cannot write {path}: {reason}; {_way_out(error, path)}") from error
 
 
@@ -36,6 +43,8 @@ def _way_out(error: BaseException, path: Path) -> str:
         return f"{_free_space(path)}: free some or choose another directory"
     if number in (errno.EACCES, errno.EPERM):
         return "you have no permission to write there: choose another directory"
+    if number == errno.ENAMETOOLONG:
+        return "choose a shorter name"
     if number == errno.EROFS:
         return "it is on a read-only file system: choose another directory"
     if number == errno.EFBIG:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fnmatch
 import glob
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -45,7 +46,7 @@ def relative_names(paths: Sequence[str]) -> list[str]:
     for name, path in zip(names, paths, strict=True):
         for file_name in {name, _table_name(name)}:
             other = seen.setdefault(file_name, path)
-            if other is not path:
+            if other != path:
                 raise InputError(f"outputs for {other} and {path} would have the same name {file_name!r}; rename one")
     return names
 
@@ -67,6 +68,7 @@ class RunDirectory:
         self._folders: list[Path] = []
         self._outputs: list[OutputEntry] = []
         self._finished = False
+        self._process = os.getpid()
         self._lock = threading.Lock()
 
     @classmethod
@@ -76,32 +78,42 @@ class RunDirectory:
         """Make the directory, or take an empty one.
 
         shards: names of all shards; inputs: the paths, globs and directories that they were found by.
-        Raises OutputError if ``out`` is not empty, inside an input directory, or cannot be made; ParameterError for an
-        unknown ``output``; InputError if two shards would get one output name.
+        Raises OutputError if ``out`` is not empty, where an input directory or glob would find the run, or cannot be
+        made; ParameterError for an unknown ``output``; InputError if two shards would get one output name.
         """
         if output not in OUTPUTS:
             raise ParameterError(f'output must be one of "kept", "mask", "none", got {output!r}')
-        path = Path(out)
+        path = _folder_path(out)
         run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output)
         for given in inputs:
             folder = _input_folder(given)
-            if folder is not None and _is_inside(path, folder):
+            if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
                 raise OutputError(
                     f"{path} is inside the input {given}, where a later run would read it as input; choose a directory "
                     "elsewhere"
                 )
         for shard in shards:
+            if shard and os.path.realpath(shard) == os.path.realpath(path):
+                raise OutputError(f"{path} is the input file itself; choose another name")
             if shard and _is_inside(Path(shard), path):
                 raise OutputError(f"input {shard} is inside {path}; choose another directory")
         with output_errors(path):
             if os.path.lexists(path):
                 _require_empty(path)
+            for folder in path.parents:
+                if os.path.lexists(folder) and not os.path.isdir(folder):
+                    raise OutputError(f"{folder} is not a directory, so {path} cannot be made; choose another name")
         try:
             run._make_folder(path)
             with output_errors(path):
                 marker = path / MARKER
-                os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-                run._files.append(marker)
+                run._files.append(marker)  # first, so that an interrupt leaves no file that is not known
+                try:
+                    handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                except OSError:
+                    run._files.pop()
+                    raise
+                os.close(handle)
         except BaseException:
             run.remove()
             raise
@@ -194,23 +206,38 @@ class RunDirectory:
             self._files.append(path)
             temporary.write_bytes(manifests.encode(manifest))
         self._finished = True
+        self._unmark()
+        return manifest
+
+    def _unmark(self) -> None:
         with contextlib.suppress(OSError):
             (self.path / MARKER).unlink()
-        return manifest
+
+    def _planned(self) -> Iterator[str]:
+        """Relative paths of all files that the run may write."""
+        yield manifests.NAME
+        for name in self._names.values():
+            yield f"removed/{_table_name(name)}"
+            if self.output == "kept":
+                yield f"kept/{name}"
+            elif self.output == "mask":
+                yield f"keep_mask/{_table_name(name)}"
 
     def remove(self) -> None:
         """Delete every file and folder that this run made, and nothing else."""
-        for file in reversed(self._files):
+        while self._files:  # forgotten only when gone: an interrupt may come in between, and __del__ goes on
             with contextlib.suppress(OSError):
-                file.unlink()
-        for folder in reversed(self._folders):
+                self._files[-1].unlink()
+            self._files.pop()
+        while self._folders:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                self._folders[-1].rmdir()
+            self._folders.pop()
 
     def _make_folder(self, folder: Path) -> None:
         with self._lock:
             missing = []
-            while not folder.is_dir():
+            while not os.path.isdir(folder):
                 missing.append(folder)
                 folder = folder.parent
                 if folder == folder.parent:
@@ -232,6 +259,33 @@ class RunDirectory:
     ) -> None:
         if not self._finished:
             self.remove()
+        else:
+            self._unmark()  # again, for an interrupt in ``finish``
+
+    def __del__(self) -> None:
+        """Remove what an interrupt between ``create`` and the ``with`` block, or within ``remove``, left."""
+        if not self._finished and self._process == os.getpid():
+            self.remove()
+
+
+def _folder_path(out: str | os.PathLike[str]) -> Path:
+    """The path of a run that is to be made. Raises OutputError for one that no directory can have."""
+    text = os.fspath(out)
+    if not text:
+        raise OutputError("no output directory given; name one that is new or empty")
+    if "\0" in text:
+        raise OutputError(f"the output directory {text!r} contains a NUL character; choose another name")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OutputError(f"the output directory {text!r} is not UTF-8; choose another name") from None
+    return _resolved(Path(text))
+
+
+def _resolved(path: Path) -> Path:
+    """The path itself, but one that goes through a missing directory and back (``new/../out``) without that detour."""
+    detour = ".." in path.parts and not os.path.lexists(path) and not os.path.isdir(path.parent)
+    return Path(os.path.realpath(path)) if detour else path
 
 
 def _require_empty(path: Path) -> None:
@@ -260,6 +314,34 @@ def _input_folder(given: str) -> Path | None:
     return None
 
 
+def _glob_finds(given: str, out: Path, planned: Iterable[str]) -> bool:
+    """Whether a glob matches a file that a run in ``out`` writes, or a directory above that file."""
+    if not glob.has_magic(given) or "**" in given or os.path.lexists(given):
+        return False
+    names = Path(os.path.normpath(given)).parts
+    first = next(number for number, part in enumerate(names) if glob.has_magic(part))
+    base, pattern = Path(*names[:first]), names[first:]
+    hidden = any(part.startswith((".", "_")) for part in pattern)
+    places = [
+        below.parts
+        for place, start in ((os.path.realpath(out), os.path.realpath(base)), (out.absolute(), base.absolute()))
+        if (below := Path(os.path.relpath(place, start))).parts[:1] != ("..",)
+    ]
+
+    def matches(below: tuple[str, ...]) -> bool:
+        pairs = zip(below, pattern, strict=False)
+        return all(fnmatch.fnmatchcase(name, part) and (hidden or name[0] not in "._") for name, part in pairs)
+
+    for parts in filter(matches, places):
+        if len(parts) >= len(pattern):
+            return True
+        for file in planned:
+            whole = (*parts, *file.split("/"))
+            if len(whole) >= len(pattern) and matches(whole):
+                return True
+    return False
+
+
 def _is_inside(path: Path, folder: Path) -> bool:
     """Whether ``path`` is ``folder`` or below it, links followed."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
@@ -274,7 +356,8 @@ class Run:
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Read the manifest. Raises ArtefactError if the directory holds no finished run or the manifest is damaged."""
-        return cls(Path(path), manifests.read(Path(path)))
+        folder = _resolved(Path(path))
+        return cls(folder, manifests.read(folder))
 
     @property
     def removed(self) -> pa.Table:
