@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from gpudedup import _cpu
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I32, U64, SignedBatch
 from gpudedup.backends.columns import plain_column, stored_values, take, value_type
@@ -104,18 +103,7 @@ class Deduplicator:
         self._backend = select_backend(params)
         budget = Budget.of(params)
         self._memory_bytes, self._tmp = budget.memory_bytes, budget.tmp
-        bands, rows = params.banding
-        self._stream = _cpu.Stream(
-            bands=bands,
-            rows=rows,
-            num_perm=params.num_perm,
-            window=params.bucket_window,
-            threshold_ppm=params.threshold_ppm,
-            verify=params.verify,
-            across=params.across is not None,
-            memory_bytes=budget.set_bytes,
-            directory=budget.tmp,
-        )
+        self._stream = self._backend.stream(memory_bytes=budget.set_bytes, directory=budget.tmp)
         self._scopes: dict[str, _ScopeNumbers] = {}
         self._documents = 0
         self._removed = _Growing[Decided](_join_decided)  # ``keep`` stays empty in it

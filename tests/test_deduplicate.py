@@ -428,7 +428,7 @@ def test_no_room_for_sets(tmp_path: Path) -> None:
 
 
 def test_spooled_streams_are_deleted(tmp_path: Path) -> None:
-    """A one-shot stream that fits no memory lies in ``tmp`` while its result lives, and not after, nor after an error."""
+    """A one-shot stream that fits no memory lies in ``tmp`` while its result lives, not after, nor after an error."""
     rng = random.Random(1)
     texts = [" ".join(str(rng.randrange(10**6)) for _ in range(2000)) for _ in range(900)]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from gpudedup import _cpu
 
 U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
@@ -37,6 +34,72 @@ class SignedBatch:
     shingles: Shingles | None
 
 
+class Buckets(Protocol):
+    """Documents sorted into buckets, on the device. A document is its place among those that were given, by rank."""
+
+    @property
+    def bounded_buckets(self) -> int: ...
+    @property
+    def bounded_documents(self) -> int: ...
+    @property
+    def longest(self) -> int: ...
+
+    def shared(self) -> U32:
+        """The documents that share a bucket with another."""
+
+    def candidates(self, first: int, last: int) -> tuple[U32, U32]:
+        """(better, worse): all candidate pairs whose worse document is in [first, last)."""
+
+
+class SetStore(Protocol):
+    """Shingle sets by document, where the backend compares them."""
+
+    @property
+    def bytes_in_memory(self) -> int: ...
+    @property
+    def bytes_on_disk(self) -> int: ...
+
+    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
+        """The set of numbers[i] is hashes[offsets[rows[i]] : offsets[rows[i] + 1]]. Raises OSError without room."""
+
+    def missing(self, numbers: U32) -> U32:
+        """Those of ``numbers`` that have no set yet."""
+
+
+class Decision(Protocol):
+    """Which documents are removed for which."""
+
+    @property
+    def compared(self) -> int:
+        """Pairs that were compared."""
+
+    def arrays(self) -> tuple[U32, U64, U64]:
+        """(keeper, part, whole) per document: NO_KEEPER if kept; similarity part / whole, whole 0 if not measured."""
+
+
+class Stream(Protocol):
+    """Decides documents one after another."""
+
+    def decide(
+        self,
+        *,
+        lanes: U32,
+        content: U64,
+        unit_count: U64,
+        scope_keys: U64 | None,
+        scopes: I32 | None,
+        across: I32 | None,
+        hashes: U32 | None,
+        offsets: I64 | None,
+        num_perm: int,
+    ) -> tuple[I64, U64, U64, U8]:
+        """(keeper input position or -1, part, whole, 1 where the content is equal) per document."""
+
+
+NO_KEEPER = 2**32 - 1
+"""In `Decision.arrays`: the document is kept."""
+
+
 class Backend(Protocol):
     """One device. Arrays are numpy arrays in host memory; a document is named by its place in what it is given."""
 
@@ -54,26 +117,36 @@ class Backend(Protocol):
         """Scope keys of non-null values (docs/spec.md, section 5)."""
 
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
-        """leader[i] = the first place in ``order`` whose content (and within, across) equals that of order[i]."""
+        """leader[i] = the first place in ``order`` whose content (and within, across) equals that of order[i]. O(n)."""
 
     def band_keys(self, lanes: U32, scope_keys: U64 | None) -> U64:
         """uint64[bands, n]: the band keys of signatures uint32[n, num_perm]."""
 
-    def lanes(self, batches: list[U32]) -> _cpu.Lanes:
-        """Signature batches as one sequence."""
+    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> Buckets:
+        """The buckets of ``documents`` (numbers over all batches of ``band_keys``, in rank order). O(bands * n)."""
 
-    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
-        """The buckets of ``documents`` (numbers over all batches of ``band_keys``, in rank order)."""
+    def set_store(self, count: int, *, memory_bytes: int, directory: str) -> SetStore:
+        """Room for the sets of ``count`` documents: in memory up to ``memory_bytes``, then in ``directory``."""
 
     def verify(
         self,
-        buckets: _cpu.Buckets,
+        buckets: Buckets,
         *,
         threshold_ppm: int,
-        sets: _cpu.SetStore | None,
-        lanes: _cpu.Lanes | None,
+        sets: SetStore | None,
+        lanes: list[U32] | None,
         documents: U32,
         leader: U32 | None,
-        prior: _cpu.Decision | None,
-    ) -> _cpu.Decision:
-        """Which documents are removed for which; compares by ``sets``, else by ``lanes``, else takes all as similar."""
+        prior: Decision | None,
+    ) -> Decision:
+        """Which documents are removed for which; compares by ``sets``, else by ``lanes``, else takes all as similar.
+
+        documents: their numbers into ``lanes``; leader: `group_content` of them, with ``across``; prior: the decision
+        at a lower threshold over the same buckets.
+        """
+
+    def undecided(self, buckets: Buckets, prior: Decision) -> U32:
+        """The documents of pairs whose outcome at a higher threshold ``prior`` does not tell."""
+
+    def stream(self, *, memory_bytes: int, directory: str) -> Stream:
+        """An empty stream; memory as for `set_store`."""

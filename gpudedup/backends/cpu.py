@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Shingles, SignedBatch
+from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch
 from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
@@ -62,9 +62,6 @@ class CpuBackend:
         bands, rows = self._params.banding
         return _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=scope_keys)
 
-    def lanes(self, batches: list[U32]) -> _cpu.Lanes:
-        return _cpu.Lanes(batches, self._params.num_perm)
-
     def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
         return _cpu.Buckets(
             band_keys,
@@ -76,25 +73,50 @@ class CpuBackend:
             workers=self.workers,
         )
 
+    def set_store(self, count: int, *, memory_bytes: int, directory: str) -> _cpu.SetStore:
+        return _cpu.SetStore(count=count, memory_bytes=memory_bytes, directory=directory)
+
     def verify(
         self,
-        buckets: _cpu.Buckets,
+        buckets: Buckets,
         *,
         threshold_ppm: int,
-        sets: _cpu.SetStore | None,
-        lanes: _cpu.Lanes | None,
+        sets: SetStore | None,
+        lanes: list[U32] | None,
         documents: U32,
         leader: U32 | None,
-        prior: _cpu.Decision | None,
+        prior: Decision | None,
     ) -> _cpu.Decision:
+        assert isinstance(buckets, _cpu.Buckets)
+        assert sets is None or isinstance(sets, _cpu.SetStore)
+        assert prior is None or isinstance(prior, _cpu.Decision)
         return _cpu.verify(
             buckets,
             components=self._params.clustering == "components",
             threshold_ppm=threshold_ppm,
             sets=sets,
-            lanes=lanes,
+            lanes=None if lanes is None else _cpu.Lanes(lanes, self._params.num_perm),
             documents=documents,
             leader=leader,
             prior=prior,
             workers=self.workers,
+        )
+
+    def undecided(self, buckets: Buckets, prior: Decision) -> U32:
+        assert isinstance(buckets, _cpu.Buckets)
+        assert isinstance(prior, _cpu.Decision)
+        return _cpu.undecided_documents(buckets, prior)
+
+    def stream(self, *, memory_bytes: int, directory: str) -> _cpu.Stream:
+        params = self._params
+        return _cpu.Stream(
+            bands=params.banding.bands,
+            rows=params.banding.rows,
+            num_perm=params.num_perm,
+            window=params.bucket_window,
+            threshold_ppm=params.threshold_ppm,
+            verify=params.verify,
+            across=params.across is not None,
+            memory_bytes=memory_bytes,
+            directory=directory,
         )

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup import _cpu
-from gpudedup.backends.base import I64
+from gpudedup.backends.base import I64, NO_KEEPER
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Signed
@@ -38,7 +37,7 @@ def decide(signed: Signed, matched: Matched, verified: Verified, params: Params)
     """Removals of representatives, then of their copies: a copy shares the fate of its representative (spec 6, 11)."""
     places, part, whole = verified.decision.arrays()
     representatives = matched.representatives.astype(np.int64)
-    removed = places != _cpu.NONE
+    removed = places != NO_KEEPER
     with np.errstate(invalid="ignore"):
         similarity = np.where(whole > 0, part / whole.astype(np.float64), np.nan)
     keeper = (

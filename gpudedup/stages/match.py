@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, Backend
+from gpudedup.backends.base import I32, U32, Backend, Buckets
 from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
@@ -27,7 +26,7 @@ class Matched:
     """Input positions of the representatives, by rank: what the buckets hold."""
     equal_content: U32 | None
     """With ``across``: the place in ``representatives`` of the best-ranked of the same content; else None."""
-    buckets: _cpu.Buckets
+    buckets: Buckets
 
     def candidates(self) -> pa.Table:
         """All candidate pairs: (better, worse) input positions, each pair once."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpudedup import _cpu
-from gpudedup.backends.base import I64, U32, Backend
+from gpudedup.backends.base import I64, U32, Backend, Decision, SetStore
 from gpudedup.errors import InputError, MemoryLimitError, OutputError
 from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Source
@@ -22,8 +21,8 @@ from gpudedup.stages.sign import Progress, Signed
 class Verified:
     """The similar pairs that decide: one per removed representative. What is left out can change nothing."""
 
-    decision: _cpu.Decision
-    sets: _cpu.SetStore | None
+    decision: Decision
+    sets: SetStore | None
 
 
 @contextmanager
@@ -45,7 +44,7 @@ class ShingleSets:
     def __init__(self, source: Source, signed: Signed, params: Params, backend: Backend) -> None:
         self._source, self.signed, self._params, self._backend = source, signed, params, backend
 
-    def load(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
+    def load(self, store: SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
         """Fill ``store`` with the sets of ``numbers``, which are the documents at input ``positions``."""
         by_position = np.argsort(positions, kind="stable")
         numbers, positions = numbers[by_position], positions[by_position]
@@ -56,7 +55,7 @@ class ShingleSets:
             rest[low:high] = False
         self._read_again(store, numbers[rest], positions[rest], progress)
 
-    def _read_again(self, store: _cpu.SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
+    def _read_again(self, store: SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
         shards = self._source.shards
         cuts = np.searchsorted(positions, self.signed.shard_first)
         done = text_bytes = 0
@@ -77,7 +76,7 @@ class ShingleSets:
             if place != high:
                 raise InputError(f"{shard.name} gave {place - int(low)} of {len(wanted)} rows when it was read again")
 
-    def _add(self, store: _cpu.SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
+    def _add(self, store: SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
         if not len(numbers):
             return
         with spill_errors():
@@ -112,16 +111,16 @@ def verify(
         known = prior.decision if prior else None
     sets = prior.sets if prior else None
     if params.verify == "exact":
-        shared = matched.buckets.shared() if known is None else _cpu.undecided_documents(matched.buckets, known)
+        shared = matched.buckets.shared() if known is None else backend.undecided(matched.buckets, known)
         if sets is None:
-            sets = _cpu.SetStore(count=len(matched.representatives), memory_bytes=memory_bytes, directory=tmp)
+            sets = backend.set_store(len(matched.representatives), memory_bytes=memory_bytes, directory=tmp)
         missing = sets.missing(shared)
         provider.load(sets, missing, matched.representatives[missing], progress)
     decision = backend.verify(
         matched.buckets,
         threshold_ppm=params.threshold_ppm,
         sets=sets,
-        lanes=backend.lanes(provider.signed.lanes) if params.verify == "signature" else None,
+        lanes=provider.signed.lanes if params.verify == "signature" else None,
         documents=matched.representatives,
         leader=matched.equal_content,
         prior=known,
