@@ -113,7 +113,6 @@ def test_tables_are_not_copied():
     (batch,) = found.shards[0].read(["text"])
     assert batch.columns.column(0).buffers()[2].address == table["text"].chunk(0).buffers()[2].address
     assert pa.total_allocated_bytes() - before < 100_000
-    assert found.shards[0].text_in_memory
 
 
 def test_list_of_documents():
@@ -190,7 +189,6 @@ def test_long_stream_is_spooled_and_deleted(tmp_path):
     assert pa.total_allocated_bytes() - before < 1_000_000, "nothing stays in memory"
     (folder,) = tmp_path.iterdir()
     shard = found.shards[0]
-    assert not shard.text_in_memory
     expected = [row for batch in big_batches() for row in batch.to_pylist()]
     assert [{"text": text, "id": number} for text, number in read(shard, ["text", "id"])] == expected
     wanted = [0, 49, 50, 1234, 1999]

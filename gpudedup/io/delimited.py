@@ -30,7 +30,7 @@ from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint, Skipped
-from gpudedup.io.streams import BOM, blocks_with, join_parts, open_sink, open_stream, well_formed
+from gpudedup.io.streams import BOM, UnreadableError, blocks_with, join_parts, open_sink, open_stream, well_formed
 from gpudedup.store.atomic import output_errors
 
 BLOCK_BYTES = 1 << 18
@@ -214,7 +214,7 @@ class HeaderError(InputError):
 class DelimitedShard:
     """One CSV or TSV file."""
 
-    text_in_memory = False
+    absent_when_removed = False
 
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:
         """Read the header. Raises HeaderError, and InputError if a column of the run is missing or there twice."""
@@ -419,6 +419,9 @@ class DelimitedShard:
                         f"{self.name} line {line} (byte {offset + size} decompressed, near {position()} as stored) "
                         f"cannot be read: {say(error)}; neither can the rest of the file"
                     )
+                    self.file.check_unchanged()
+                    if not offset + size:
+                        raise UnreadableError(reason) from error
                     self._skips.add(self.name, row, 0, reason)
                     return
                 if not chunk:
@@ -509,7 +512,7 @@ class DelimitedSource:
             self._skips.register(file.path)
             try:
                 self.shards.append(DelimitedShard(file, self._columns, memory_bytes))
-            except HeaderError as error:
+            except (HeaderError, UnreadableError) as error:
                 self._skips.add(file.path, None, 0, str(error))
         self._columns.shards = self.shards
 

@@ -38,7 +38,7 @@ from gpudedup.io.batches import (
     take,
 )
 from gpudedup.io.messages import BATCH, DICTIONARY, SCHEMA, EndOfStreamError, Message, MessageError
-from gpudedup.io.paths import InputFile
+from gpudedup.io.paths import ChangedError, InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
@@ -112,7 +112,7 @@ class _Feed:
 class IpcShard:
     """One Arrow IPC file or stream. Rows are numbered through all batches."""
 
-    text_in_memory = False
+    absent_when_removed = False
 
     def __init__(self, file: InputFile, memory_bytes: int, skips: SkipLog) -> None:
         """Read the schema and find the batches. Raises InputError naming the file if that cannot be done; ``problem``
@@ -512,6 +512,8 @@ class IpcSource(TableSource):
             self._skips.register(file.path)
             try:
                 shard = IpcShard(file, memory_bytes, self._skips)
+            except ChangedError:
+                raise
             except InputError as error:
                 self._skips.add(file.path, None, 0, str(error))
                 continue

@@ -166,7 +166,7 @@ class _Columns:
 class JsonlShard:
     """One JSON Lines file."""
 
-    text_in_memory = False
+    absent_when_removed = False
 
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:
         """Look at the first row. Raises UnreadableError if nothing can be read, and InputError if the row lacks the

@@ -127,12 +127,13 @@ class Spool:
 class MemoryShard:
     """One table, in memory or spooled."""
 
+    absent_when_removed = False
+
     name = ""
     fingerprint = None
 
     def __init__(self, data: Batches) -> None:
         self._data = data
-        self.text_in_memory = data.in_memory
 
     @property
     def row_count(self) -> int:

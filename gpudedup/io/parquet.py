@@ -58,7 +58,7 @@ _CODECS = {"UNCOMPRESSED": "none", "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI":
 class ParquetShard:
     """One Parquet file. Rows are numbered through all row groups."""
 
-    text_in_memory = False
+    absent_when_removed = False
 
     def __init__(self, file: InputFile, text_column: str, memory_bytes: int, tmp: str | None, skips: SkipLog) -> None:
         """Read the footer. Raises InputError naming the file if that cannot be done, ChangedError if it was changed."""

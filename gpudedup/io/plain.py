@@ -40,7 +40,6 @@ class PlainShard:
 
     __slots__ = ("_source", "file")
 
-    text_in_memory = False
     absent_when_removed = True
     """Nothing is to be written for the file where its only row is not kept."""
 

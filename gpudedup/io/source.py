@@ -59,8 +59,8 @@ class Shard(Protocol):
         """Size and time of the file when it was opened; None for data in memory."""
 
     @property
-    def text_in_memory(self) -> bool:
-        """Whether reading again costs no decoding."""
+    def absent_when_removed(self) -> bool:
+        """Whether the shard is one document, of which nothing is written unless it is kept."""
 
     def read(self, columns: Sequence[str], wanted: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Batches of bounded bytes in row order; with ``wanted`` (ascending row numbers) exactly those rows.
@@ -74,7 +74,6 @@ class Shard(Protocol):
     def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
         """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written.
 
-        A shard with ``absent_when_removed`` is one document, of which nothing is written unless it is kept.
         ``keep`` has one value per row, false for damaged ones. Equal input and ``keep`` give equal bytes.
         Raises OutputError if ``path`` cannot be written; what is there of it then is the caller's to remove.
         """

@@ -76,8 +76,8 @@ def write_shard(directory: RunDirectory, shard: Shard, removed: pa.Table, keep: 
     """Write one shard's removals, and what is kept of it or its mask. Raises OutputError and InputError."""
     directory.write_removed(shard.name, removed)
     if directory.output == "kept":
-        if not keep.any() and getattr(shard, "absent_when_removed", False):
-            return  # a removed document that was a file of its own
+        if shard.absent_when_removed and not keep.any():
+            return
         directory.write_kept(shard.name, lambda path: shard.write_kept(keep, path), rows=int(keep.sum()))
     elif directory.output == "mask":
         directory.write_mask(shard.name, keep)

@@ -27,6 +27,15 @@ OUTPUTS = ("kept", "mask", "none")
 MARKER = ".gpudedup-unfinished"
 """A file that is there while a run is being written; created exclusively, so that two runs cannot share a directory."""
 
+REMOVED_SCHEMA = pa.schema(
+    [
+        *(("shard", pa.string()), ("row", pa.int64()), ("reason", pa.string())),
+        *(("keeper_shard", pa.string()), ("keeper_row", pa.int64())),
+        *(("similarity", pa.float64()), ("cluster", pa.int64())),
+    ]
+)
+"""The columns of removals where there is no id column (docs/spec.md, section 13)."""
+
 MASK_ROWS = 1 << 24
 IN_MEMORY_NAME = "data.parquet"
 """The file name for the shard "" (data in memory)."""
@@ -366,7 +375,7 @@ class Run:
         """
         tables = [self._table(entry) for entry in self._entries("removed")]
         try:
-            return pa.concat_tables(tables) if tables else pa.table({})
+            return pa.concat_tables(tables) if tables else REMOVED_SCHEMA.empty_table()
         except pa.ArrowException as error:
             raise ArtefactError(f"{self.path}: the tables in removed/ differ: {error}") from error
 
