@@ -20,7 +20,7 @@ import typer
 
 if TYPE_CHECKING:
     from gpudedup.api import Run
-    from gpudedup.display import Key
+    from gpudedup.display import Change, Key
     from gpudedup.explain import Document, Explanation
     from gpudedup.params import Params
 
@@ -426,7 +426,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ParameterError(f"cannot read --config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, tables in tables in tables
         raise ParameterError(f"--config {path} is not TOML: {error}") from error
     for name in values:
         if name not in known:
@@ -494,10 +494,10 @@ def _name(document: Document) -> str:
 
 def _outputs(done: Run, pairs: list[Explanation]) -> Iterator[tuple[str, str]]:
     """What the run wrote and where; how to ask about one removal."""
-    kept = done.kept
-    if kept:
-        size = sum(path.stat().st_size for path in kept)
-        yield "kept", f"{done.path / 'kept'}  ({len(kept):,} files, {size / 1e6:,.1f} MB)"
+    for kind, name in (("kept", "kept"), ("keep_mask", "mask")):
+        sizes = [entry.size_bytes for entry in done.manifest.outputs if entry.kind == kind]
+        if done.manifest.output == name:
+            yield name, f"{done.path / kind}  ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB)"
     yield "removals", f"{done.path / 'removed'}  (which row, which keeper, why, how similar)"
     yield "manifest", f"{done.path / 'manifest.json'}"
     if pairs:
@@ -614,7 +614,7 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gpudedup.display import console, diff_text, excerpt, facts, one_line, visible, word_diff
+    from gpudedup.display import bounded_diff, console, diff_text, excerpt, facts, one_line, visible
 
     out = console(sys.stdout)
     document, keeper = explanation.document, explanation.keeper
@@ -643,7 +643,12 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
     if document.text is None:
         return
     out.print()
-    changes = [] if keeper is None or keeper.text is None else word_diff(document.text, keeper.text, key)
+    changes: list[Change] = []
+    cut = None
+    if keeper is not None and keeper.text is not None:
+        changes, cut = bounded_diff(document.text, keeper.text, key)
+    if cut:
+        out.print(Text(f"({cut})"))
     if any(not change.equal for change in changes):
         out.print(Text("[-only in the removed document-] {+only in its keeper+}", style="bold"))
         out.print(diff_text(changes))

@@ -27,6 +27,14 @@ SIDE_BY_SIDE_COLUMNS = 72
 MAX_DIFF_WORDS = 3000
 """Longer differences are shown as removed and added as a whole: the time of a word diff grows with their product."""
 
+DIFF_CHARACTERS, DIFF_LINES = 1 << 18, 5000
+"""Of a longer text, a diff shows this much from the first difference on."""
+
+SEARCHED_CHARACTERS = 1 << 22
+"""How far into the texts the first difference is looked for."""
+
+_FIRST_WINDOW, _LAST_WINDOW = 1 << 12, 1 << 18
+
 REMOVED_STYLE, KEEPER_STYLE = "red", "green"
 
 # Control, format (bidirectional, zero-width, tags), surrogate, private, unassigned; line and paragraph separator.
@@ -80,18 +88,34 @@ def as_written(items: Sequence[str]) -> Sequence[Hashable]:
 
 
 def first_difference(left: str, right: str, key: Key = as_written) -> tuple[int, int]:
-    """Where two texts begin to differ as words: (offset in left, offset in right); (0, 0) if they never do."""
+    """Where two texts begin to differ as words: (offset in left, offset in right); (0, 0) if they never do.
+
+    Looks at ``SEARCHED_CHARACTERS`` of either, window by window, and says (0, 0) too if it finds nothing there.
+    """
     left_at = right_at = 0
-    left_words, right_words = words(left), words(right)
-    keys = zip(key(left_words), key(right_words), strict=False)
-    for left_word, right_word, (left_key, right_key) in zip(left_words, right_words, keys, strict=False):
-        if left_key != right_key:
-            return left_at, right_at
-        left_at += len(left_word)
-        right_at += len(right_word)
+    window = _FIRST_WINDOW
+    while left_at < len(left) and right_at < len(right):
+        if max(left_at, right_at) >= SEARCHED_CHARACTERS:
+            return 0, 0
+        left_words, right_words = _words_from(left, left_at, window), _words_from(right, right_at, window)
+        count = min(len(left_words), len(right_words))
+        left_words, right_words = left_words[:count], right_words[:count]
+        keys = zip(key(left_words), key(right_words), strict=True)
+        for left_word, right_word, (left_key, right_key) in zip(left_words, right_words, keys, strict=True):
+            if left_key != right_key:
+                return left_at, right_at
+            left_at += len(left_word)
+            right_at += len(right_word)
+        window = min(4 * window, _LAST_WINDOW)
     if left_at < len(left) or right_at < len(right):
         return left_at, right_at
     return 0, 0
+
+
+def _words_from(text: str, at: int, window: int) -> list[str]:
+    """The words that are whole in the next ``window`` characters; of a word longer than that, a piece."""
+    found = words(text[at : at + window])
+    return found[:-1] if at + window < len(text) and len(found) > 1 else found
 
 
 def excerpt(text: str, center: int, length: int) -> str:
@@ -127,6 +151,31 @@ def word_diff(removed: str, keeper: str, key: Key = as_written) -> list[Change]:
         else:
             changes += [Change(same, "".join(a), "".join(b)) for same, a, b in _aligned(left_words, right_words, key)]
     return changes
+
+
+def bounded_diff(removed: str, keeper: str, key: Key = as_written) -> tuple[list[Change], str | None]:
+    """`word_diff` of as much as can be compared quickly, and what of longer texts was left out (None: nothing)."""
+    parts = (_beginning(removed, 0), _beginning(keeper, 0))
+    if parts == (removed, keeper):
+        return word_diff(removed, keeper, key), None
+    left_at, right_at = first_difference(removed, keeper, key)
+    parts = (_beginning(removed, left_at), _beginning(keeper, right_at))
+    changes = word_diff(*parts, key)
+    if len(changes) > 1 and not changes[-1].equal:  # the texts were cut there, not at equal places
+        changes.pop()
+    note = f"the texts are long: compared are {DIFF_CHARACTERS:,} characters or {DIFF_LINES:,} lines of either, "
+    if left_at or right_at:
+        before = Change(True, *(text[max(0, at - 500) : at] for text, at in ((removed, left_at), (keeper, right_at))))
+        return [before, *changes], note + f"from the first difference on (at character {left_at:,})"
+    if all(change.equal for change in changes):
+        return changes, f"the texts are long, and their first {SEARCHED_CHARACTERS:,} characters show no difference"
+    return changes, note + "from the beginning"
+
+
+def _beginning(text: str, at: int) -> str:
+    text = text[at : at + DIFF_CHARACTERS]
+    lines = text.split("\n", DIFF_LINES)
+    return text[: len(text) - len(lines[-1])] if len(lines) > DIFF_LINES else text
 
 
 def _aligned(
@@ -249,11 +298,6 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("in all", f"{total:.2f} s" + (f", {megabytes / total:,.1f} MB/s" if total > 0 else "")),
     ]
     return rows
-
-
-def width_of(file: TextIO) -> int:
-    """Columns that ``file`` shows; 80 where that is not known."""
-    return console(file).width
 
 
 def harmless_streams() -> None:

@@ -14,16 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpudedup.errors import GpudedupError, InputError, ParameterError
-from gpudedup.params import Params, parse_shingle
+from gpudedup.params import Params, parse_memory, parse_shingle
 
 if TYPE_CHECKING:
     from gpudedup.api import Run
     from gpudedup.io.source import Source
 
 READ_MEMORY_BYTES = 1 << 30
-"""For reading single documents back."""
+"""For reading single documents back, unless the run was given another amount."""
 
 EXAMPLES_CONSIDERED = 10_000
+
+EXAMPLE_CHARACTERS = 1 << 20
+"""An example is shown of longer texts only if there is no other, and then of their beginnings."""
+
+EXAMPLES_READ = 3
+"""How many times as many pairs are read at most, to find shorter ones."""
 
 Place = tuple[str, int]
 """(shard, row)."""
@@ -240,6 +246,7 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
     """Up to ``count`` near-copies that show what was removed: of different clusters, the least similar first.
 
     Always the same ones for the same run. They lie near the start of their shards, so reading them back is cheap.
+    Texts are cut after ``EXAMPLE_CHARACTERS``; pairs that are not cut come before others.
     """
     removed = run.removed
     near = removed.filter(pc.and_(pc.equal(removed["reason"], "near"), pc.less(removed["similarity"], 1.0)))
@@ -250,10 +257,25 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
     _, first = np.unique(near["cluster"].to_numpy()[order], return_index=True)
     order = order[np.sort(first)]
     order = order[np.argsort(near["similarity"].to_numpy()[order], kind="stable")]
-    chosen = np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))
-    pairs = near.take(order[chosen]).to_pylist()
-    places = [(pair[f"{side}shard"], pair[f"{side}row"]) for pair in pairs for side in ("", "keeper_")]
-    texts, note = read_texts(run, places)
+    texts: dict[Place, str] = {}
+    note = None
+    short: list[int] = []
+    long: list[int] = []
+    places_left = np.arange(len(order))
+    for wanted in (count, (EXAMPLES_READ - 1) * count):
+        if len(short) >= count or not len(places_left):
+            break
+        chosen = np.unique(np.linspace(0, len(places_left) - 1, wanted).round().astype(int))
+        numbers = places_left[chosen].tolist()
+        places_left = np.delete(places_left, chosen)
+        pairs = near.take(order[numbers]).to_pylist()
+        read, missing = read_texts(run, [p for pair in pairs for p in _pair_places(pair)], EXAMPLE_CHARACTERS)
+        texts |= read
+        note = note or missing
+        for number, pair in zip(numbers, pairs, strict=True):
+            cut = any(len(texts.get(place, "")) >= EXAMPLE_CHARACTERS for place in _pair_places(pair))
+            (long if cut else short).append(number)
+    pairs = near.take(order[sorted([*short, *long][:count])]).to_pylist()
     params = run.summary().parameters
     return [
         Explanation(
@@ -269,6 +291,10 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
         )
         for p in pairs
     ]
+
+
+def _pair_places(pair: dict[str, Any]) -> list[Place]:
+    return [(pair["shard"], pair["row"]), *_keeper_places(pair)]
 
 
 def unit_key(params: Params) -> Callable[[Sequence[str]], Sequence[Hashable]]:
@@ -310,8 +336,11 @@ def _rule(params: Params, found: dict[str, Any] | None, *, skipped: bool, remove
     return f"{what}, and its keeper is kept and ranks better (keep={params.keep})"
 
 
-def read_texts(run: Run, places: list[Place]) -> tuple[dict[Place, str], str | None]:
-    """The texts at ``places``, read back from the input, and why some are missing (None if none is)."""
+def read_texts(run: Run, places: list[Place], most: int | None = None) -> tuple[dict[Place, str], str | None]:
+    """The texts at ``places``, read back from the input, and why some are missing (None if none is).
+
+    most: as many characters of each; None means all.
+    """
     column = run.summary().parameters.text_column
     texts: dict[Place, str] = {}
     note = None
@@ -320,8 +349,8 @@ def read_texts(run: Run, places: list[Place]) -> tuple[dict[Place, str], str | N
         try:
             with _opened(run, shard, column) as source:
                 for batch in source.shards[0].read([column], rows):
-                    values = batch.columns.column(0).to_pylist()
-                    texts |= {(shard, row): _as_text(v) for row, v in zip(batch.rows.tolist(), values, strict=True)}
+                    for row, value in zip(batch.rows.tolist(), batch.columns.column(0), strict=True):
+                        texts[shard, row] = _as_text(value, most)
         except GpudedupError as error:
             note = f"texts are missing: {error}"
     return texts, note
@@ -337,7 +366,7 @@ def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
         [shard],
         text_column=params.text_column,
         columns=[column],
-        memory_bytes=READ_MEMORY_BYTES,
+        memory_bytes=READ_MEMORY_BYTES if params.memory is None else parse_memory(params.memory),
         on_error=params.on_error,
     )
     try:
@@ -350,9 +379,14 @@ def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
         source.close()
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
+def _as_text(value: pa.Scalar, most: int | None) -> str:
+    """A document as text, without making more than its first ``most`` characters."""
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    if not value.is_valid:
+        return ""
+    if hasattr(value, "as_buffer"):  # strings and binary
+        stored = value.as_buffer()
+        part = stored if most is None else stored.slice(0, min(stored.size, 4 * most))
+        return bytes(part).decode("utf-8", errors="replace")[:most]
+    return " ".join(map(str, value.values[:most].to_pylist()))[:most]

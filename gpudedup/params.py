@@ -106,13 +106,15 @@ def parse_memory(value: int | str) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE)
+        match = re.fullmatch(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE)
         if not match:
-            raise ParameterError(f'memory must be bytes or text such as "768 MB" or "4 GiB", got {value!r}')
+            given = repr(value) if len(str(value)) <= 60 else f"{str(value)[:60]!r} and more"
+            raise ParameterError(f'memory must be bytes or text such as "768 MB" or "4 GiB", got {given}')
         base = 1024 if match[3] else 1000
         size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
     if not 64_000_000 <= size < 2**60:
-        raise ParameterError(f"memory must be at least 64 MB and below 2^60 bytes, got {size} bytes")
+        got = f"{size} bytes" if abs(size) < 2**100 else "a number far outside"
+        raise ParameterError(f"memory must be at least 64 MB and below 2^60 bytes, got {got}")
     return size
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gpudedup
-from gpudedup import cli, display
+from gpudedup import cli, display, explain
 from gpudedup.explain import unit_key
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -92,6 +93,17 @@ def test_run_removes_and_tells(command: Any, corpus: Path, tmp_path: Path) -> No
     assert pq.read_table(kept)["key"].to_pylist() == ["k0", "k3", "k5", "k6"]
 
 
+@pytest.mark.parametrize(("output", "folder"), [("kept", "kept"), ("mask", "keep_mask"), ("none", None)])
+def test_run_names_what_it_wrote(command: Any, corpus: Path, tmp_path: Path, output: str, folder: str | None) -> None:
+    out = tmp_path / "out"
+    shown = command("run", corpus, "-o", out, "--output", output).out
+    folders = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert folders == sorted(["removed", *([folder] if folder else [])])
+    for name in ("kept", "keep_mask"):
+        assert (f"{out / name} (1 files, " in shown) == (name == folder)
+    assert f"{out / 'removed'} (" in shown
+
+
 def test_run_json_is_ascii_and_whole(command: Any, corpus: Path, tmp_path: Path) -> None:
     done = command("run", corpus, "-o", tmp_path / "ünï", "--json")
     assert done.out.isascii()
@@ -155,6 +167,35 @@ def test_examples_are_the_same_each_time_and_of_different_clusters(tmp_path: Pat
     assert all(p.document.text and p.keeper and p.keeper.text for p in pairs[0])
 
 
+def test_examples_are_short_texts_if_there_are_any(command: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(explain, "EXAMPLE_CHARACTERS", 5000)
+    texts = []
+    for number in range(5):
+        long = number in (0, 2, 4)
+        texts += [near(number) * (20 if long else 1), near(number) * (20 if long else 1) + " x" * (10 + number)]
+    done = gpudedup.run(write(tmp_path / "a.parquet", texts), tmp_path / "a")
+    assert done.summary().near == 5
+    rows = {pair.document.row for pair in explain.example_pairs(done, 3)}
+    assert len(rows) == 3
+    assert {3, 7} <= rows  # those that are not long
+    for pair in explain.example_pairs(done, 5):
+        assert pair.keeper is not None
+        for document in (pair.document, pair.keeper):
+            assert document.text == texts[document.row][:5000]
+    assert "similarity 0." in command("run", tmp_path / "a.parquet", "-o", tmp_path / "b").out
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.string_view()])
+def test_a_text_is_cut_at_a_character(kind: pa.DataType) -> None:
+    for text in ("é" * 20, "a👍" * 20, "👍" * 10, "abc", ""):
+        value = text.encode() if kind == pa.binary() else text
+        assert explain._as_text(pa.scalar(value, kind), 10) == text[:10]
+        assert explain._as_text(pa.scalar(value, kind), None) == text
+    assert explain._as_text(pa.scalar([1, 22, 333]), 4) == "1 22"
+    assert explain._as_text(pa.scalar([1, 22, 333]), None) == "1 22 333"
+    assert explain._as_text(pa.scalar(None, kind), 3) == ""
+
+
 def test_readme_counts(command: Any, tmp_path: Path) -> None:
     done = command("run", DATA / "hertzbeat_docs.parquet", "-o", tmp_path / "out", "--output", "none", "--json")
     summary = json.loads(done.out)
@@ -183,6 +224,9 @@ def test_config_is_read_and_options_win(command: Any, corpus: Path, tmp_path: Pa
         ('threshold = "high"', "threshold must be float or int, got 'high'"),
         ("[threshold]\nx = 1", "threshold must be float or int"),
         ('output = "all"', 'output must be one of "kept", "mask", "none"'),
+        pytest.param(f"memory = {'9' * 5000}", "is not TOML", id="long number"),
+        pytest.param(f"memory = 0x{'f' * 5000}", "got a number far outside", id="long hexadecimal number"),
+        pytest.param(f"memory = {'[' * 9000}", "is not TOML", id="deep"),
     ],
 )
 def test_bad_config(command: Any, corpus: Path, tmp_path: Path, text: str, message: str) -> None:
@@ -213,6 +257,8 @@ def test_missing_config(command: Any, corpus: Path, tmp_path: Path) -> None:
         (["--keep", "best"], "keep must be"),
         (["--verify", "maybe"], 'verify must be one of "exact"'),
         (["--memory", "lots"], "memory must be bytes or text"),
+        (["--memory", "9" * 400 + "GB"], "memory must be bytes or text"),
+        (["--memory", "9" * 19 + "TB"], "memory must be at least 64 MB and below 2^60 bytes"),
         (["--engine", "ray"], "engine must be"),
         (["--output", "all"], "output must be one of"),
         (["--on-error", "ignore"], "on_error must be one of"),
@@ -491,6 +537,62 @@ def test_word_diff_of_long_texts_is_quick() -> None:
     shown = display.diff_text(display.word_diff(left, right))
     assert time.monotonic() - start < 5
     assert len(shown) < 10_000
+
+
+def limited(call: Callable[[], Any], most: int = 50_000_000) -> Any:
+    """What ``call`` returns; Python may allocate at most ``most`` bytes meanwhile."""
+    tracemalloc.start()
+    try:
+        answer = call()
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+    return answer
+
+
+@pytest.mark.parametrize("fold", ["full", "none"])
+def test_the_first_difference_of_long_texts(fold: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found across windows, in bounded memory, up to a bound; the words before it may differ in what does not count."""
+    monkeypatch.setattr(display, "SEARCHED_CHARACTERS", 1 << 20)
+    key = unit_key(gpudedup.Params(fold=fold))
+    text = " ".join(f"word{i}" for i in range(600_000))
+    for word in (0, 500, 30_000, 90_000):
+        at = text.index(f"word{word} ")
+        start = text[:at].replace(" ", " - ", 1)
+        right, expected = start + "other" + text[at:], (at, len(start))
+        assert display.first_difference(text, right, key) == expected
+    at = text.index("word200000")
+    assert limited(lambda: display.first_difference(text, text[:at] + "other" + text[at:], key)) == (0, 0)
+    at = text.index("word50000")
+    assert display.first_difference(text, text[:at], key) == (at, at)
+    assert display.first_difference("x" * 1_000_000, "x" * 1_000_000 + "y", key)[0] <= 1_000_000
+
+
+def test_the_diff_of_long_texts_is_cut_and_says_so(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "SEARCHED_CHARACTERS", 1 << 20)
+    key = unit_key(gpudedup.Params())
+    for blank in (" ", "\n"):
+        text = blank.join(f"word{i}" for i in range(120_000))
+        at = text.index("word70000")
+        changes, cut = display.bounded_diff(text, text[:at] + "other " + text[at:], key)
+        assert cut is not None
+        assert f"from the first difference on (at character {at:,})" in cut
+        different = [change.keeper for change in changes if not change.equal]
+        assert different == ["other "] if blank == "\n" else different[0].startswith("other word70000 ")
+        assert max(len(change.removed) for change in changes) <= display.DIFF_CHARACTERS
+    assert display.bounded_diff("one two", "one too", key)[1] is None
+    same = "word " * 500_000
+    changes, cut = limited(lambda: display.bounded_diff(same, same + "end", key))
+    assert "their first 1,048,576 characters show no difference" in cut
+    assert all(change.equal for change in changes)
+    assert "from the beginning" in display.bounded_diff(same, "start " + same, key)[1]
+    path = write(tmp_path / "a.parquet", [text, text.replace("word70000", "other")])
+    gpudedup.run(path, tmp_path / "out", output="none")
+    shown = command("explain", tmp_path / "out", 1).out
+    assert "the texts are long: compared are 262,144 characters or 5,000 lines of either" in shown
+    assert "[-other" in shown
 
 
 def test_differences_are_those_that_the_run_saw() -> None:
