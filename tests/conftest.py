@@ -1,17 +1,12 @@
-"""Shared by all tests: the marker for tests that need a GPU, and how hypothesis runs."""
+"""Shared by all tests: how hypothesis runs."""
 
 from __future__ import annotations
 
 import os
 
-import pytest
 from hypothesis import HealthCheck, settings
 
 # A loaded machine is no bug, so no deadlines; in continuous integration the same examples every time.
 settings.register_profile("gpudedup", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("gpudedup-ci", settings.get_profile("gpudedup"), derandomize=True)
 settings.load_profile("gpudedup-ci" if os.environ.get("CI") else "gpudedup")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs a CUDA device")

@@ -172,12 +172,80 @@ def test_core_header_compiles_alone(header: str, tmp_path: Path) -> None:
     call(os.environ.get("CXX", "g++"), *flags, unit)
 
 
+KERNEL = (
+    "".join(f'#include "core/{header}"\n' for header in HEADERS)
+    + """
+using namespace gpudedup;
+
+struct Take {
+  UnitBuffer* units;
+  bool words;
+  __host__ __device__ void operator()(uint32_t kind, uint32_t code_point) const {
+    if (words) {
+      take_word(*units, kind, code_point);
+    } else {
+      take_char(*units, kind, code_point);
+    }
+  }
+};
+
+__global__ void everything(FoldTable table, const uint8_t* text, int64_t size, uint8_t* bytes, uint32_t* start,
+                           uint32_t* end, uint64_t* hashes, uint32_t* lanes, uint64_t* out) {
+  for (int words = 0; words < 2; ++words) {
+    UnitBuffer units{bytes, start, end, 0, 0, 0, false, false};
+    for (int64_t at = 0; at < size;) {
+      uint32_t code_point;
+      at += decode_utf8(text + at, size - at, &code_point);
+      fold_code_point(table, code_point, Take{&units, words == 1});
+    }
+    close_unit(units);
+    for (uint32_t i = 0; i < units.count; ++i) {
+      hashes[i] = hash_bytes(bytes + start[i], end[i] - start[i]);
+      out[0] += content_first(hashes[i], i);
+      out[1] += content_second(hashes[i], i);
+    }
+    for (uint32_t i = 0; i + 5 <= units.count; ++i) {
+      uint32_t hash = shingle_hash(hashes + i, 5);
+      for (uint64_t j = 0; j < 128; ++j) {
+        uint32_t value = lane(hash, lane_multiplier(0, j), lane_offset(0, j));
+        if (value < lanes[j]) lanes[j] = value;
+      }
+    }
+    out[2] += band_key(3, hash_word(out[1]), lanes, 7);
+    out[3] += in_window(1, out[0], 64) ? window_position(out[0], 64, 3) : window_size(out[0], 64);
+    out[4] += reaches(out[0], out[1], 800000) ? needed_intersection(out[0], out[1], 800000) : 0;
+  }
+}
+"""
+)
+"""Calls every function of the core, so that all of it is compiled for the device."""
+
+
+def test_the_kernel_calls_every_function() -> None:
+    """Itself, or through another: each name stands in more places than its definition."""
+    core = [re.sub(r"//.*", "", (ROOT / "csrc" / "core" / header).read_text()) for header in HEADERS]
+    names = re.findall(r"^GPUDEDUP_HD \w+ (\w+)\(", "".join(core), re.MULTILINE)
+    assert {"fold_code_point", "decode_utf8", "take_word", "take_char", "reaches"} <= set(names)
+    for name in names:
+        assert len(re.findall(rf"\b{name}\(", "".join([KERNEL, *core]))) > 1, name
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-@pytest.mark.parametrize("header", HEADERS)
-def test_core_header_compiles_as_cuda(header: str, tmp_path: Path) -> None:
-    unit = tmp_path / "unit.cu"
-    unit.write_text(f'#include "core/{header}"\n__global__ void nothing() {{}}\n')
-    call("nvcc", "-std=c++17", f"-I{ROOT / 'csrc'}", "-c", "-o", tmp_path / "unit.o", unit)
+def test_core_compiles_as_cuda(tmp_path: Path) -> None:
+    unit, cubin = tmp_path / "unit.cu", tmp_path / "unit.cubin"
+    unit.write_text(KERNEL)
+    flags = ("-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", f"-I{ROOT / 'csrc'}")
+    call("nvcc", *flags, "-cubin", "-o", cubin, unit)
+    assert b"everything" in cubin.read_bytes()
+
+
+def test_core_compiles_without_any_header(tmp_path: Path) -> None:
+    """NVRTC has no standard headers: its branch of platform.h, under a host compiler that is given none either."""
+    unit = tmp_path / "unit.cpp"
+    unit.write_text(KERNEL)
+    words = ("-D__CUDACC_RTC__", "-D__host__=", "-D__device__=", "-D__global__=", "-D__forceinline__=inline")
+    flags = ("-std=c++17", "-nostdinc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}")
+    call(os.environ.get("CXX", "g++"), *flags, *words, unit)
 
 
 @pytest.mark.parametrize("header", HEADERS)
