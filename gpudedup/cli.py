@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -52,10 +53,10 @@ class Stopped(BaseException):
 
 def main() -> NoReturn:
     """Entry point of the `gpudedup` command."""
-    from gpudedup.display import harmless_streams
-
-    harmless_streams()
     with answering():
+        from gpudedup.display import harmless_streams
+
+        harmless_streams()
         app(prog_name="gpudedup")
     raise AssertionError("typer ends the process")  # pragma: no cover
 
@@ -78,7 +79,8 @@ def answering() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except Stopped as stopped:
         _say(f"stopped by {signal.Signals(stopped.signum).name}; what was unfinished has been removed")
         sys.exit(128 + stopped.signum)
@@ -501,7 +503,9 @@ def _outputs(done: Run, pairs: list[Explanation]) -> Iterator[tuple[str, str]]:
     yield "removals", f"{done.path / 'removed'}  (which row, which keeper, why, how similar)"
     yield "manifest", f"{done.path / 'manifest.json'}"
     if pairs:
-        yield "ask why", f"gpudedup explain {done.path} {pairs[0].document.shard}:{pairs[0].document.row}"
+        words = [str(done.path), f"{pairs[0].document.shard}:{pairs[0].document.row}"]
+        options = ["--"] if any(word.startswith("-") for word in words) else []
+        yield "ask why", shlex.join(["gpudedup", "explain", *options, *words])
 
 
 @app.command()

@@ -7,6 +7,7 @@ which no markup is interpreted.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 import unicodedata
@@ -301,7 +302,13 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
 
 
 def harmless_streams() -> None:
-    """Let stdout and stderr write any character: what their encoding lacks is written as an escape."""
+    """Let stdout and stderr write any character, and be written to where they were closed.
+
+    What their encoding lacks is written as an escape.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the process
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  open to the end
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
@@ -235,7 +236,9 @@ def _equals(column: pa.ChunkedArray | pa.Array, given: str) -> pa.ChunkedArray |
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return pc.fill_null(pc.equal(column, pa.scalar(given.encode(), kind)), False)
+        return pc.fill_null(pc.equal(column, pa.scalar(os.fsencode(given), kind)), False)
+    if any("\ud800" <= character <= "\udfff" for character in given):  # bytes that are no text, which no such value is
+        return pa.array(np.zeros(len(column), bool))
     try:
         return pc.fill_null(pc.equal(column.cast(pa.string()), given), False)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):

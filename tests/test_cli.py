@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -718,3 +719,26 @@ def test_a_signal_ends_a_run_and_nothing_is_left(long_input: Path, tmp_path: Pat
         assert not out.exists()
         assert list(scratch.iterdir()) == []
     assert min(seconds) < 2
+
+
+def test_explain_by_an_id_that_is_no_text(command: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [near(1), near(1)], "id": [b"\xfe", b"\xff"]}), tmp_path / "a.parquet")
+    command("run", tmp_path / "a.parquet", "-o", tmp_path / "run", "--id-column", "id")
+    assert "removed" in command("explain", tmp_path / "run", os.fsdecode(b"\xff")).out
+    command("explain", tmp_path / "run", os.fsdecode(b"\xfd"), code=2)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_do_not_stop_a_run(corpus: Path, tmp_path: Path, closed: str) -> None:
+    code = f'exec {sys.executable} -c \'from gpudedup.cli import main; main()\' run "$0" -o "$1" {closed}'
+    assert subprocess.run(["bash", "-c", code, corpus, tmp_path / "run"], check=False).returncode == 0
+    assert gpudedup.Run.open(tmp_path / "run").summary().removed > 0
+
+
+def test_the_command_that_run_shows_can_be_typed(command: Any, tmp_path: Path) -> None:
+    source = write(tmp_path / "x;touch PWNED;#.parquet", [near(1), near(1, "changed")])
+    shown = command("run", source, "-o", tmp_path / "out 1", "--threshold", "0.5").out
+    line = next(line for line in shown.splitlines() if "ask why" in line)
+    words = shlex.split(line.partition("ask why")[2])
+    assert words[:2] == ["gpudedup", "explain"]
+    assert words[2:] == [str(tmp_path / "out 1"), f"{source}:1"]
