@@ -39,3 +39,7 @@ class OutputError(GpudedupError):
 
 class MemoryLimitError(GpudedupError):
     """A single document or line needs more than ``memory`` allows."""
+
+
+class DeviceMemoryError(DeviceError):
+    """The device has no room for what cannot be made smaller."""

@@ -1,0 +1,114 @@
+"""The narrow interface between the CUDA backend and one device. Its bodies: CuPy (`cupy_device`), and the emulator of
+the tests, which runs the same kernels on the CPU.
+
+Work is ordered within a stream; nothing here waits for the device but `Stream.synchronize`, `Event.synchronize` and
+`Device.alloc` when it has to take memory from the driver. Memory is given back when the last view of it is dropped: drop
+it only when every stream that uses it was synchronised, or use it on one stream alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Scalar = np.generic
+HostArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArray:
+    """``size`` values of ``dtype`` at ``address`` on the device; ``owner`` keeps the memory."""
+
+    address: int
+    dtype: np.dtype[Any]
+    size: int
+    owner: object
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __getitem__(self, part: slice) -> DeviceArray:
+        """A view of consecutive values; bounds as for a list."""
+        start, stop, step = part.indices(self.size)
+        if step != 1:
+            raise ValueError(f"a view of device memory has step 1, not {step}")
+        size = max(0, stop - start)
+        return DeviceArray(self.address + start * self.dtype.itemsize, self.dtype, size, self.owner)
+
+    def view(self, dtype: npt.DTypeLike) -> DeviceArray:
+        """The same bytes as values of another type; a rest too short for a value is left out."""
+        kind = np.dtype(dtype)
+        return DeviceArray(self.address, kind, self.nbytes // kind.itemsize, self.owner)
+
+
+class Event(Protocol):
+    """A point in a stream."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has reached it."""
+
+
+class Stream(Protocol):
+    """A queue of work on the device."""
+
+    def record(self) -> Event:
+        """The point that the queue has come to."""
+
+    def wait(self, event: Event) -> None:
+        """Work queued from here on starts after ``event``. The host does not wait."""
+
+    def synchronize(self) -> None:
+        """Wait until the queue is empty. Raises DeviceError if anything in it failed."""
+
+
+class Device(Protocol):
+    """One device. Any method may raise DeviceError when the device is lost or a launch is refused."""
+
+    name: str
+    memory_bytes: int
+
+    def free_bytes(self) -> int:
+        """Bytes that could be allocated now, as far as can be told."""
+
+    def stream(self) -> Stream:
+        """A new queue."""
+
+    def alloc(self, size: int, dtype: npt.DTypeLike) -> DeviceArray:
+        """Memory of no meaning yet, aligned to 256 bytes. Raises DeviceMemoryError without room."""
+
+    def alloc_host(self, size: int, dtype: npt.DTypeLike) -> HostArray:
+        """Host memory that the device copies from and to without a detour (pinned). Raises DeviceMemoryError."""
+
+    def upload(self, source: HostArray, target: DeviceArray, stream: Stream) -> None:
+        """Copy to the device; ``source`` stays as it is until the stream has passed the copy. Equal dtypes; source may
+        be shorter."""
+
+    def download(self, source: DeviceArray, target: HostArray, stream: Stream) -> None:
+        """Copy to the host; ``target`` is good once the stream has passed the copy. Equal dtypes; source may be
+        shorter."""
+
+    def fill(self, target: DeviceArray, byte: int, stream: Stream) -> None:
+        """Set every byte of ``target``."""
+
+    def launch(
+        self, kernel: str, blocks: int, threads: int, args: Sequence[DeviceArray | Scalar], stream: Stream
+    ) -> None:
+        """Run a kernel of csrc/cuda on a grid of ``blocks`` times ``threads``. Types must be those of its declaration;
+        0 blocks do nothing."""
+
+    def for_each(self, body: str, count: int, args: Sequence[DeviceArray | Scalar], stream: Stream) -> None:
+        """Run a loop body of `gpudedup.kernels` for i = 0 .. count - 1, in any order."""
+
+    def argsort(self, keys: DeviceArray, order: DeviceArray, stream: Stream) -> None:
+        """order uint32[n] such that keys uint64[order] ascend, equal keys in their order. n < 2^32."""
+
+    def sort(self, keys: DeviceArray, stream: Stream) -> None:
+        """Sort uint64 in place."""
+
+    def scan(self, values: DeviceArray, sums: DeviceArray, stream: Stream) -> None:
+        """Exclusive prefix sums: sums uint64[n + 1] of values uint32[n], the total last."""
