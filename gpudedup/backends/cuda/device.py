@@ -2,7 +2,7 @@
 the tests, which runs the same kernels on the CPU.
 
 Work is ordered within a stream; nothing here waits for the device but `Stream.synchronize`, `Event.synchronize` and
-`Device.alloc` when it has to take memory from the driver. Memory is given back when the last view of it is dropped: drop
+`Device.alloc` when it has to take memory from the driver. Memory is given back when its last view is dropped: drop
 it only when every stream that uses it was synchronised, or use it on one stream alone.
 """
 
