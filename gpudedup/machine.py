@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from gpudedup import _cpu
+
 UNLIMITED = 1 << 60
 """cgroup v1 writes about 2^63 for no limit; nothing real is above this."""
 
@@ -80,6 +82,12 @@ def worker_count(root: Path = Path("/"), environment: Mapping[str, str] = os.env
     if slurm is not None and slurm > 0:
         counts.append(slurm)
     return max(1, min(counts))
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system, which Arrow's pool and the C library keep for later otherwise."""
+    pa.default_memory_pool().release_unused()
+    _cpu.release_memory()
 
 
 def _text(path: Path) -> str:

@@ -5,6 +5,9 @@
 
 #include <cstring>
 #include <optional>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include "core/band.h"
 #include "core/hash.h"
@@ -330,6 +333,14 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("tier", [] { return tier().name; }, "Name of the CPU tier in use.");
   m.def("available_tiers", [] { return std::string(available_tiers()); });
+  m.def(
+      "release_memory",
+      [] {
+#if defined(__GLIBC__)
+        ::malloc_trim(0);
+#endif
+      },
+      "Give freed memory back to the system; the C library keeps it otherwise.");
 
   py::class_<Signer>(m, "Signer")
       .def(py::init([](const std::string& unit, uint32_t n, const std::string& fold, uint32_t num_perm, uint64_t seed) {

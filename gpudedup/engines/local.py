@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from gpudedup.backends import Backend, select_backend
 from gpudedup.errors import OutputError
 from gpudedup.io.source import Source
-from gpudedup.machine import default_memory_bytes
+from gpudedup.machine import default_memory_bytes, release_memory
 from gpudedup.params import Params, parse_memory
 from gpudedup.stages.decide import Decided, decide
 from gpudedup.stages.match import Matched, match
@@ -86,15 +86,18 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
     budget, backend, seconds = Budget.of(params), select_backend(params), Seconds()
     with seconds.stage("sign"):
         signed = sign(source, params, backend, cache_bytes=budget.cache_bytes, progress=progress)
+        release_memory()  # what decoding left: 150 to 200 MB
     with seconds.stage("match"):
         progress("match", signed.rows, 0)
         matched = match(signed, params, backend)
         signed.band_keys.clear()  # the buckets hold what they said
+        release_memory()
     with seconds.stage("verify"):
         provider = ShingleSets(source, signed, params, backend)
         verified = verify(
             provider, matched, params, backend, memory_bytes=budget.set_bytes, tmp=budget.tmp, progress=progress
         )
+        release_memory()
     with seconds.stage("decide"):
         decided = decide(signed, matched, verified, params)
     return Outcome(source, params, backend, signed, matched, verified, decided, seconds)
