@@ -14,6 +14,7 @@ import pytest
 from common import HERE, ROUNDS, corpus_files, count, load, read_texts, text_size
 from pool import DATA, noise
 
+from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend, cpu_tier
 from gpudedup.io.batches import TARGET_BYTES
 from gpudedup.params import make_params
@@ -53,7 +54,7 @@ def bench_sign(benchmark: Any, text: tuple[str, pa.Array, list[pa.Array]], keep:
     backend = CpuBackend(make_params({"workers": 1}), "asked for")
     sample = [array[int(i)].as_py() for i in noise(1, count(6)) % np.uint64(len(array))]
     sample = [item[:3000] for item in sample]  # the reference is slow; its own tests hold it to long texts
-    made = backend.sign(pa.array(sample, array.type), keep_shingles=keep)
+    (made,) = backend.sign([ToSign(pa.array(sample, array.type), lanes=True, shingles=keep)])
     np.testing.assert_array_equal(made.lanes, np.array(reference.signatures(sample), np.uint32))
     units = documents = 0
     rounds: list[tuple[float, float]] = []
@@ -62,8 +63,7 @@ def bench_sign(benchmark: Any, text: tuple[str, pa.Array, list[pa.Array]], keep:
         nonlocal units, documents
         units = documents = 0
         began, cpu = time.perf_counter(), time.process_time()
-        for batch in batches:
-            signed = backend.sign(batch, keep_shingles=keep)
+        for signed in backend.sign(ToSign(batch, band_keys=True, shingles=keep) for batch in batches):
             units += int(signed.unit_count.sum())
             documents += len(signed.unit_count)
         rounds.append((time.perf_counter() - began, time.process_time() - cpu))

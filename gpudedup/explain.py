@@ -310,7 +310,7 @@ def unit_key(params: Params) -> Callable[[Sequence[str]], Sequence[Hashable]]:
     backend = select_backend(msgspec.structs.replace(params, shingle=f"{unit}:1", device="cpu"))
 
     def key(pieces: Sequence[str]) -> Sequence[Hashable]:
-        units = backend.shingles(pa.array(pieces, pa.large_string()))
+        (units,) = backend.shingles([pa.array(pieces, pa.large_string())])
         return [units.hashes[first:last].tobytes() for first, last in pairwise(units.offsets.tolist())]
 
     return key

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.backends import select_backend
-from gpudedup.backends.base import I32, U64, SignedBatch
+from gpudedup.backends.base import I32, U64, SignedBatch, ToSign
 from gpudedup.backends.columns import plain_column, stored_values, take, value_type
 from gpudedup.engines.local import Budget
 from gpudedup.errors import GpudedupError, ParameterError
@@ -160,7 +160,8 @@ class Deduplicator:
 
     def _sign(self, batch: pa.RecordBatch) -> tuple[SignedBatch, I32 | None, U64 | None, I32 | None]:
         params = self._params
-        signed = self._backend.sign(batch.column(params.text_column), keep_shingles=params.verify == "exact")
+        text = ToSign(batch.column(params.text_column), lanes=True, shingles=params.verify == "exact")
+        (signed,) = self._backend.sign([text])
         within, keys = self._scope(params.within, batch)
         across, _ = self._scope(params.across, batch)
         return signed, within, keys, across
@@ -171,6 +172,7 @@ class Deduplicator:
         params = self._params
         signed, within, keys, across = parts
         shingles = signed.shingles
+        assert signed.lanes is not None
         self._broken = True
         with spill_errors():
             keeper, part, whole, exact = self._stream.decide(

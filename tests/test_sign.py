@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpudedup import _cpu
+from gpudedup.backends.base import U32, SignedBatch, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.params import Params
 
@@ -22,15 +24,23 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "spec1.json").read_text(
 FOLDS = ("full", "case", "none")
 
 
-def backend(**options: Any) -> CpuBackend:
-    return CpuBackend(Params(**options), "as asked")
+def sign(array: pa.Array, *, shingles: bool = False, **options: Any) -> SignedBatch:
+    (signed,) = CpuBackend(Params(**options), "as asked").sign([ToSign(array, lanes=True, shingles=shingles)])
+    return signed
+
+
+def lanes(array: pa.Array, **options: Any) -> U32:
+    signed = sign(array, **options)
+    assert signed.lanes is not None
+    return signed.lanes
 
 
 def assert_equals_reference(texts: list[Any], array: pa.Array | None = None, **options: Any) -> None:
     params = Params(**{"num_perm": 40, "bands": 4, "rows": 10, "seed": 7, **options})
-    signed = CpuBackend(params, "as asked").sign(
-        text_array(texts, pa.binary()) if array is None else array, keep_shingles=True
+    signed = sign(
+        text_array(texts, pa.binary()) if array is None else array, shingles=True, **msgspec.structs.asdict(params)
     )
+    assert signed.lanes is not None
     _, n = params.shingle.split(":")
     for i, text in enumerate(texts):
         plain = reference.decode(text) if isinstance(text, bytes) else text or ""
@@ -53,11 +63,10 @@ def test_golden_texts(case: dict[str, Any]) -> None:
         raw = bytes.fromhex(case["bytes"]) if "bytes" in case else case["text"]
         array = text_array([raw], pa.binary())
         options = {"shingle": case["shingle"], "fold": case["fold"]}
-    for seed, lanes in case["lanes"].items():
-        signed = backend(seed=int(seed), num_perm=len(lanes), bands=1, rows=1, **options).sign(
-            array, keep_shingles=True
-        )
-        assert signed.lanes[0].tolist() == lanes
+    for seed, expected in case["lanes"].items():
+        signed = sign(array, shingles=True, seed=int(seed), num_perm=len(expected), bands=1, rows=1, **options)
+        assert signed.lanes is not None
+        assert signed.lanes[0].tolist() == expected
         assert [f"{value:016x}" for value in signed.content[0].tolist()] == case["content"]
         assert signed.unit_count[0] == len(case["units"])
         assert signed.shingles is not None
@@ -70,7 +79,7 @@ def test_golden_scopes(case: dict[str, Any]) -> None:
 
     kind = {"bool": pa.bool_()}.get(case["type"]) or pa.type_for_alias(case["type"])
     column = pa.chunked_array([pa.array([case["value"]], kind)])
-    codes, keys = scope_codes(column, backend())
+    codes, keys = scope_codes(column, CpuBackend(Params(), "as asked"))
     assert f"{int(keys[0]):016x}" == case["scope"]
     assert (codes[0] == -1) == (case["value"] is None)
 
@@ -113,7 +122,8 @@ def test_tokens_equal_reference() -> None:
     lists = [[1, 2, 3, 4, 5, 6], [], None, [2**63 - 1, -(2**63)], list(range(5000)), [7] * 9]
     for kind in (pa.list_(pa.int64()), pa.large_list(pa.int64())):
         array = pa.array(lists, kind)
-        signed = backend(shingle="tokens:3", num_perm=16, bands=4, rows=4).sign(array.slice(1), keep_shingles=False)
+        signed = sign(array.slice(1), shingle="tokens:3", num_perm=16, bands=4, rows=4)
+        assert signed.lanes is not None
         for i, tokens in enumerate(lists[1:]):
             expected = reference.signature(set(reference.shingle_hashes(tokens or [], 3)), 16, 0)
             assert signed.lanes[i].tolist() == expected
@@ -121,13 +131,13 @@ def test_tokens_equal_reference() -> None:
 
 
 def test_band_keys_equal_reference() -> None:
-    signed = backend().sign(pa.array(["some words that make a signature here", "other words"]), keep_shingles=False)
+    signed = lanes(pa.array(["some words that make a signature here", "other words"]))
     scopes = np.array([0, 2**64 - 1], np.uint64)
     for bands, rows in ((18, 7), (3, 1), (1, 128), (128, 1)):
-        keys = _cpu.band_keys(signed.lanes, bands=bands, rows=rows, scope_keys=scopes)
+        keys = _cpu.band_keys(signed, bands=bands, rows=rows, scope_keys=scopes)
         assert keys.shape == (bands, 2)
         for i in range(2):
-            assert keys[:, i].tolist() == reference.band_keys(signed.lanes[i].tolist(), bands, rows, int(scopes[i]))
+            assert keys[:, i].tolist() == reference.band_keys(signed[i].tolist(), bands, rows, int(scopes[i]))
 
 
 ODD_TEXT = st.text(
@@ -170,9 +180,8 @@ def test_every_code_point_folds_as_the_reference_says(fold: str) -> None:
     The stored tables are compared for the rest too (test_tables.py).
     """
     points = [c for plane in PLANES_IN_USE for c in plane]
-    signed = backend(fold=fold, shingle="word:1", num_perm=1, bands=1, rows=1).sign(
-        pa.array([f"a{chr(c)}b" for c in points]), keep_shingles=False
-    )
+    array = pa.array([f"a{chr(c)}b" for c in points])
+    signed = sign(array, fold=fold, shingle="word:1", num_perm=1, bands=1, rows=1)
     wrong = [
         hex(c)
         for c, content in zip(points, signed.content.tolist(), strict=True)
@@ -189,22 +198,23 @@ def content_of(text: str, fold: str) -> tuple[int, int]:
 def test_workers_and_batches_change_nothing() -> None:
     texts = [text for group in EDGES.values() for text in group] * 20
     array = text_array(texts, pa.large_binary())
-    one = backend(workers=1).sign(array, keep_shingles=True)
+    one = sign(array, shingles=True, workers=1)
+    assert one.lanes is not None
     for workers in (2, 3, 8):
-        many = backend(workers=workers).sign(array, keep_shingles=True)
+        many = sign(array, shingles=True, workers=workers)
         np.testing.assert_array_equal(one.lanes, many.lanes)
         np.testing.assert_array_equal(one.content, many.content)
         assert one.shingles is not None
         assert many.shingles is not None
         np.testing.assert_array_equal(one.shingles.hashes, many.shingles.hashes)
         np.testing.assert_array_equal(one.shingles.offsets, many.shingles.offsets)
-    pieces = [backend().sign(array.slice(i, 37), keep_shingles=False).lanes for i in range(0, len(array), 37)]
+    pieces = [lanes(array.slice(i, 37)) for i in range(0, len(array), 37)]
     np.testing.assert_array_equal(one.lanes, np.concatenate(pieces))
 
 
 def test_the_first_lanes_do_not_depend_on_their_number() -> None:
     array = pa.array(["the first lanes are the same whatever comes after them"])
-    few, many = (backend(num_perm=k, bands=1, rows=1).sign(array, keep_shingles=False).lanes for k in (8, 200))
+    few, many = (lanes(array, num_perm=k, bands=1, rows=1) for k in (8, 200))
     np.testing.assert_array_equal(few[0], many[0, :8])
 
 

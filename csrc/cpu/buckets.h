@@ -51,8 +51,8 @@ class Lanes : public Batches<uint32_t> {
 using BandKeys = Batches<uint64_t>;
 
 /// uint64[bands, count]: the band keys of `count` signatures. scope_keys [count] may be null.
-void band_keys(const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys, uint32_t bands,
-               uint32_t rows, uint64_t* out);
+void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
+               uint32_t bands, uint32_t rows, uint64_t* out);
 
 /// The documents that go to the buckets, in rank order, and what limits which of them are compared.
 /// Below, a document is its place in `documents`.

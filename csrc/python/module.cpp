@@ -157,7 +157,8 @@ Array<uint64_t> hash_words(Array<uint64_t> words) {
   return out;
 }
 
-Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t rows, Maybe<uint64_t> scope_keys) {
+Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t rows, Maybe<uint64_t> scope_keys,
+                              unsigned workers) {
   require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= static_cast<uint64_t>(bands) * rows,
           "bands * rows must be at most num_perm");
   auto count = static_cast<size_t>(lanes.shape(0));
@@ -165,7 +166,9 @@ Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t ro
   Array<uint64_t> out({static_cast<py::ssize_t>(bands), lanes.shape(0)});
   uint64_t* keys = out.mutable_data();
   py::gil_scoped_release nogil;
-  band_keys(lanes.data(), count, static_cast<uint32_t>(lanes.shape(1)), data_or_null(scope_keys), bands, rows, keys);
+  Context context = make_context(workers);
+  band_keys(context, lanes.data(), count, static_cast<uint32_t>(lanes.shape(1)), data_or_null(scope_keys), bands, rows,
+            keys);
   return out;
 }
 
@@ -354,7 +357,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
   m.def("hash_words", hash_words, "words"_a.noconvert());
   m.def("band_keys", keys_of_bands, "lanes"_a.noconvert(), py::kw_only(), "bands"_a, "rows"_a,
-        "scope_keys"_a = py::none());
+        "scope_keys"_a = py::none(), "workers"_a = 1);
   m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),
         "across"_a = py::none(), "workers"_a);
 

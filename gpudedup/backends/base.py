@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,12 +26,25 @@ class Shingles:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedBatch:
-    """lanes uint32[n, num_perm], content uint64[n, 2], unit_count uint64[n] (0: the document is empty)."""
+class ToSign:
+    """A batch of text, or of lists of tokens, and what is wanted of it beside content hash and unit count."""
 
-    lanes: U32
+    text: pa.Array
+    scope_keys: U64 | None = None
+    band_keys: bool = False
+    lanes: bool = False
+    shingles: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SignedBatch:
+    """content uint64[n, 2], unit_count uint64[n] (0: the document is empty); where they were asked for, band keys
+    uint64[bands, n], lanes uint32[n, num_perm], and shingles."""
+
     content: U64
     unit_count: U64
+    band_keys: U64 | None
+    lanes: U32 | None
     shingles: Shingles | None
 
 
@@ -107,20 +121,17 @@ class Backend(Protocol):
     reason: str
     workers: int
 
-    def sign(self, text: pa.Array, *, keep_shingles: bool) -> SignedBatch:
-        """Signatures and content hashes of a batch of text (or of lists of tokens)."""
+    def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
+        """One for each batch, in order. Some may be drawn before the first is given: a device is fed ahead."""
 
-    def shingles(self, text: pa.Array) -> Shingles:
-        """The shingle hashes alone."""
+    def shingles(self, texts: Iterable[pa.Array]) -> Iterator[Shingles]:
+        """The shingle hashes alone, likewise."""
 
     def hash_values(self, values: pa.Array) -> U64:
         """Scope keys of non-null values (docs/spec.md, section 5)."""
 
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         """leader[i] = the first place in ``order`` whose content (and within, across) equals that of order[i]. O(n)."""
-
-    def band_keys(self, lanes: U32, scope_keys: U64 | None) -> U64:
-        """uint64[bands, n]: the band keys of signatures uint32[n, num_perm]."""
 
     def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> Buckets:
         """The buckets of ``documents`` (numbers over all batches of ``band_keys``, in rank order). O(bands * n)."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import pyarrow as pa
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch
+from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch, ToSign
 from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
@@ -35,20 +37,27 @@ class CpuBackend:
         unit, n = parse_shingle(self._params.shingle)
         return _cpu.Signer(unit=unit, n=n, fold=self._params.fold, num_perm=num_perm, seed=self._params.seed)
 
-    def sign(self, text: pa.Array, *, keep_shingles: bool) -> SignedBatch:
-        values, offsets = buffers(text)
-        lanes, content, unit_count, hashes, bounds = self._signer.sign(
-            values, offsets, keep_hashes=keep_shingles, workers=self.workers
+    def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
+        bands, rows = self._params.banding
+        for batch in batches:
+            lanes, content, unit_count, shingles = self._signed(self._signer, batch.text, batch.shingles)
+            keys = None
+            if batch.band_keys:
+                keys = _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=batch.scope_keys, workers=self.workers)
+            yield SignedBatch(content, unit_count, keys, lanes if batch.lanes else None, shingles)
+
+    def shingles(self, texts: Iterable[pa.Array]) -> Iterator[Shingles]:
+        for text in texts:
+            *_, shingles = self._signed(self._shingler, text, True)
+            assert shingles is not None
+            yield shingles
+
+    def _signed(self, signer: _cpu.Signer, text: pa.Array, keep_hashes: bool) -> tuple[U32, U64, U64, Shingles | None]:
+        lanes, content, unit_count, hashes, bounds = signer.sign(
+            *buffers(text), keep_hashes=keep_hashes, workers=self.workers
         )
         shingles = Shingles(hashes, bounds) if hashes is not None and bounds is not None else None
-        return SignedBatch(lanes, content, unit_count, shingles)
-
-    def shingles(self, text: pa.Array) -> Shingles:
-        values, offsets = buffers(text)
-        _, _, _, hashes, bounds = self._shingler.sign(values, offsets, keep_hashes=True, workers=self.workers)
-        assert hashes is not None
-        assert bounds is not None
-        return Shingles(hashes, bounds)
+        return lanes, content, unit_count, shingles
 
     def hash_values(self, values: pa.Array) -> U64:
         if is_text(values.type) or pa.types.is_decimal(values.type):
@@ -57,10 +66,6 @@ class CpuBackend:
 
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return _cpu.group_content(order, content, within=within, across=across, workers=self.workers)
-
-    def band_keys(self, lanes: U32, scope_keys: U64 | None) -> U64:
-        bands, rows = self._params.banding
-        return _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=scope_keys)
 
     def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
         return _cpu.Buckets(

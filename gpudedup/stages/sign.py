@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles
+from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles, ToSign
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
@@ -151,17 +152,31 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     columns: dict[str, list[pa.Array]] = {name: [] for name in carried}
     shard_rows = np.zeros(len(source.shards), np.int64)
     position = text_bytes = 0
-    for shard, batch in prefetch(_batches(source.shards, names), 2):
-        text = batch.columns.column(0)
-        signed = backend.sign(text, keep_shingles=cache.wants(text))
+    read: deque[tuple[int, Batch, pa.Array]] = deque()  # batches that the backend has drawn and not given yet
+
+    def to_sign() -> Iterator[ToSign]:
+        for shard, batch in prefetch(_batches(source.shards, names), 2):
+            text = batch.columns.column(0)
+            read.append((shard, batch, text))
+            scope_keys = None
+            if params.within is not None:
+                within = batch.columns.column(names.index(params.within))
+                _, scope_keys = scope_codes(pa.chunked_array([within]), backend)
+            yield ToSign(
+                text,
+                scope_keys,
+                band_keys=True,
+                lanes=params.verify == "signature",
+                shingles=cache.wants(text),
+            )
+
+    for signed in backend.sign(to_sign()):
+        shard, batch, text = read.popleft()
         if signed.shingles is not None:
             cache.add(position, signed.shingles)
-        scope_keys = None
-        if params.within is not None:
-            within = batch.columns.column(names.index(params.within))
-            _, scope_keys = scope_codes(pa.chunked_array([within]), backend)
-        band_keys.append(backend.band_keys(signed.lanes, scope_keys))
-        if params.verify == "signature":
+        assert signed.band_keys is not None
+        band_keys.append(signed.band_keys)
+        if signed.lanes is not None:
             lanes.append(signed.lanes)
         content.append(signed.content)
         unit_count.append(signed.unit_count)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from gpudedup.backends.base import I64, U32, Backend, Decision, SetStore
 from gpudedup.errors import InputError, MemoryLimitError, OutputError
 from gpudedup.io.batches import value_bytes
-from gpudedup.io.source import Source
+from gpudedup.io.source import Batch, Source
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
@@ -64,14 +66,21 @@ class ShingleSets:
                 continue
             wanted: I64 = positions[low:high].astype(np.int64) - first
             place = int(low)
-            for batch in shard.read([self._params.text_column], wanted):
-                text = batch.columns.column(0)
-                shingles = self._backend.shingles(text)
-                rows = np.arange(len(text), dtype=np.uint32)
-                self._add(store, numbers[place : place + len(text)], rows, shingles.hashes, shingles.offsets)
-                place += len(text)
-                done += len(text)
-                text_bytes += int(value_bytes(text).sum())
+            sizes: deque[tuple[int, int]] = deque()  # (documents, bytes of text) that the backend has drawn
+
+            def texts(batches: Iterator[Batch], sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
+                for batch in batches:
+                    text = batch.columns.column(0)
+                    sizes.append((len(text), int(value_bytes(text).sum())))
+                    yield text
+
+            for shingles in self._backend.shingles(texts(shard.read([self._params.text_column], wanted), sizes)):
+                count, size = sizes.popleft()
+                rows = np.arange(count, dtype=np.uint32)
+                self._add(store, numbers[place : place + count], rows, shingles.hashes, shingles.offsets)
+                place += count
+                done += count
+                text_bytes += size
                 progress("verify", done, text_bytes)
             if place != high:
                 raise InputError(f"{shard.name} gave {place - int(low)} of {len(wanted)} rows when it was read again")
