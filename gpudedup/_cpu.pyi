@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 _U8 = npt.NDArray[np.uint8]
+_U16 = npt.NDArray[np.uint16]
 _U32 = npt.NDArray[np.uint32]
 _U64 = npt.NDArray[np.uint64]
 _I32 = npt.NDArray[np.int32]
@@ -16,6 +17,7 @@ fold_tables_sources: str
 class _Buffer(Protocol):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
+def fold_tables(fold: str) -> tuple[_U16, _U32, _U32, bool]: ...
 def tier() -> str: ...
 def available_tiers() -> str: ...
 def release_memory() -> None: ...
@@ -51,6 +53,17 @@ class Buckets:
         window: int,
         workers: int,
     ) -> None: ...
+    @staticmethod
+    def of_bands(
+        members: list[_U32],
+        lengths: list[_U32],
+        *,
+        count: int,
+        scopes: _I32 | None = None,
+        across: _I32 | None = None,
+        window: int,
+        workers: int,
+    ) -> Buckets: ...
     @property
     def bounded_buckets(self) -> int: ...
     @property

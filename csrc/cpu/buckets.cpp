@@ -13,29 +13,24 @@ uint64_t Buckets::window_position(uint64_t position, uint64_t i) const {
 void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
                uint32_t bands, uint32_t rows, uint64_t* out) {
   constexpr size_t PIECE = 1024;
-  context.each(
-      (count + PIECE - 1) / PIECE,
-      [&](size_t piece, unsigned) {
-        for (size_t i = piece * PIECE; i < std::min(count, (piece + 1) * PIECE); ++i)
-          for (uint32_t band = 0; band < bands; ++band)
-            out[band * count + i] =
-                band_key(band, scope_keys ? scope_keys[i] : SCOPE_NONE, lanes + i * lane_count + band * rows, rows);
-      },
-      count < 2 * PIECE);
+  context.each((count + PIECE - 1) / PIECE,
+               [&](size_t piece, unsigned) {
+                 for (size_t i = piece * PIECE; i < std::min(count, (piece + 1) * PIECE); ++i)
+                   for (uint32_t band = 0; band < bands; ++band)
+                     out[band * count + i] = band_key(band, scope_keys ? scope_keys[i] : SCOPE_NONE,
+                                                      lanes + i * lane_count + band * rows, rows);
+               },
+               count < 2 * PIECE);
 }
 
 Buckets::Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window)
-    : window_(window) {
-  struct Band {
-    std::vector<uint32_t> members;
-    std::vector<uint32_t> lengths;  // of its buckets, in order
-  };
+    : Buckets(context, sort_bands(context, keys, ranked, bands), ranked, window) {}
+
+std::vector<Buckets::Band> Buckets::sort_bands(Context& context, const BandKeys& keys, const Ranked& ranked,
+                                               uint32_t bands) {
   struct Worker {
     std::vector<KeyedIndex> keyed, spare;
   };
-  if (ranked.scopes) scopes_.assign(ranked.scopes, ranked.scopes + ranked.count);
-  if (ranked.across) across_.assign(ranked.across, ranked.across + ranked.count);
-
   std::vector<Band> by_band(bands);
   std::vector<Worker> workers(context.workers());
   context.each(
@@ -61,8 +56,12 @@ Buckets::Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, u
         }
       },
       ranked.count < 1024);
-  workers.clear();
+  return by_band;
+}
 
+Buckets::Buckets(Context& context, std::vector<Band> by_band, const Ranked& ranked, uint64_t window) : window_(window) {
+  if (ranked.scopes) scopes_.assign(ranked.scopes, ranked.scopes + ranked.count);
+  if (ranked.across) across_.assign(ranked.across, ranked.across + ranked.count);
   first_slot_.assign(ranked.count + 1, 0);
   size_t total = 0;
   for (const Band& band : by_band) {

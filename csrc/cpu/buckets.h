@@ -65,7 +65,16 @@ struct Ranked {
 
 class Buckets {
  public:
+  /// The buckets of one band that hold two documents or more: their members one bucket after another, by rank in each.
+  struct Band {
+    std::vector<uint32_t> members;
+    std::vector<uint32_t> lengths;  // of its buckets, in order
+  };
+
   Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window);
+
+  /// Of bands that were sorted elsewhere; `ranked.documents` is not used.
+  Buckets(Context& context, std::vector<Band> by_band, const Ranked& ranked, uint64_t window);
 
   size_t count() const { return first_slot_.size() - 1; }
   uint64_t bounded_buckets() const { return bounded_buckets_; }
@@ -118,6 +127,7 @@ class Buckets {
   }
 
  private:
+  static std::vector<Band> sort_bands(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands);
   uint64_t window_size(uint64_t position) const;
   uint64_t window_position(uint64_t position, uint64_t i) const;
   /// The first slot of [from, to) whose member is not below `low`; members of a bucket ascend.

@@ -86,6 +86,14 @@ Fold parse_fold(const std::string& name) {
   return FOLD_FULL;
 }
 
+/// (index uint16[FOLD_INDEX_SIZE], pages uint32[], expansions uint32[], decompose_hangul) of one fold.
+py::tuple fold_tables(const std::string& name) {
+  FoldTable table = fold_table(parse_fold(name));
+  return py::make_tuple(py::array_t<uint16_t>(FOLD_INDEX_SIZE, table.index),
+                        py::array_t<uint32_t>(fold_page_count << FOLD_PAGE_BITS, table.pages),
+                        py::array_t<uint32_t>(fold_expansion_count, table.expansions), table.decompose_hangul);
+}
+
 UnitKind parse_unit(const std::string& name) {
   if (name == "word") return UnitKind::word;
   if (name == "char") return UnitKind::character;
@@ -207,6 +215,32 @@ std::unique_ptr<Buckets> make_buckets(const std::vector<Array<uint64_t>>& batche
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
   return std::make_unique<Buckets>(context, keys, ranked, bands, window);
+}
+
+/// Of bands sorted elsewhere (a GPU): members[band] are places in rank order, lengths[band] those of its buckets.
+std::unique_ptr<Buckets> buckets_of_bands(const std::vector<Array<uint32_t>>& members,
+                                          const std::vector<Array<uint32_t>>& lengths, size_t count,
+                                          Maybe<int32_t> scopes, Maybe<int32_t> across, uint64_t window,
+                                          unsigned workers) {
+  require(members.size() == lengths.size(), "members and lengths must have one array a band");
+  require(window >= 1, "window must be at least 1");
+  require_size(scopes, count, "scopes must have one value a document");
+  require_size(across, count, "across must have one value a document");
+  std::vector<Buckets::Band> bands;
+  for (size_t band = 0; band < members.size(); ++band) {
+    auto values = [](const Array<uint32_t>& array) {
+      return std::vector<uint32_t>(array.data(), array.data() + array.size());
+    };
+    bands.push_back({values(members[band]), values(lengths[band])});
+    uint64_t sum = 0;
+    for (uint32_t length : bands.back().lengths) sum += length;
+    require(sum == bands.back().members.size(), "lengths must add up to the members of their band");
+    for (uint32_t member : bands.back().members) require(member < count, "members names no document");
+  }
+  Ranked ranked{nullptr, count, data_or_null(scopes), data_or_null(across)};
+  py::gil_scoped_release nogil;
+  Context context = make_context(workers);
+  return std::make_unique<Buckets>(context, std::move(bands), ranked, window);
 }
 
 py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last) {
@@ -334,6 +368,7 @@ PYBIND11_MODULE(_cpu, m) {
     }
   });
 
+  m.def("fold_tables", fold_tables, "fold"_a);
   m.def("tier", [] { return tier().name; }, "Name of the CPU tier in use.");
   m.def("available_tiers", [] { return std::string(available_tiers()); });
   m.def(
@@ -375,6 +410,8 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<Buckets>(m, "Buckets")
       .def(py::init(&make_buckets), "band_keys"_a, "documents"_a.noconvert(), py::kw_only(), "scopes"_a = py::none(),
            "across"_a = py::none(), "bands"_a, "window"_a, "workers"_a)
+      .def_static("of_bands", &buckets_of_bands, "members"_a, "lengths"_a, py::kw_only(), "count"_a,
+                  "scopes"_a = py::none(), "across"_a = py::none(), "window"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)
       .def_property_readonly("longest", &Buckets::longest)
