@@ -94,14 +94,6 @@ py::tuple fold_tables(const std::string& name) {
                         py::array_t<uint32_t>(fold_expansion_count, table.expansions), table.decompose_hangul);
 }
 
-/// (index uint16[FOLD_INDEX_SIZE], pages uint32[], expansions uint32[], decompose_hangul) of one fold.
-py::tuple fold_tables(const std::string& name) {
-  FoldTable table = fold_table(parse_fold(name));
-  return py::make_tuple(py::array_t<uint16_t>(FOLD_INDEX_SIZE, table.index),
-                        py::array_t<uint32_t>(fold_page_count << FOLD_PAGE_BITS, table.pages),
-                        py::array_t<uint32_t>(fold_expansion_count, table.expansions), table.decompose_hangul);
-}
-
 UnitKind parse_unit(const std::string& name) {
   if (name == "word") return UnitKind::word;
   if (name == "char") return UnitKind::character;
@@ -376,7 +368,6 @@ PYBIND11_MODULE(_cpu, m) {
     }
   });
 
-  m.def("fold_tables", fold_tables, "fold"_a);
   m.def("fold_tables", fold_tables, "fold"_a);
   m.def("tier", [] { return tier().name; }, "Name of the CPU tier in use.");
   m.def("available_tiers", [] { return std::string(available_tiers()); });
