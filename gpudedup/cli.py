@@ -357,9 +357,9 @@ def run(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where to compute. This version has the CPU only.",
+            help="Where to compute. This version has the CPU only; it refuses cuda and cuda:N (GPU number N).",
             show_default="auto",
-            metavar="auto|cpu",
+            metavar="auto|cpu|cuda|cuda:N",
             rich_help_panel=MACHINE,
         ),
     ] = None,
@@ -517,15 +517,17 @@ def info(
     bands: Bands = None,
     rows: Rows = None,
 ) -> None:
-    """Show version, CPU tier, workers, memory, and the bands that a threshold and a recall lead to."""
+    """Show version, CPU tier, workers, memory, GPUs, and the bands that a threshold and a recall lead to."""
     import platform
 
+    import msgspec
     import numpy
     import pyarrow
 
     import gpudedup
     from gpudedup import _cpu
     from gpudedup.backends import select_backend
+    from gpudedup.backends.cuda.detect import detect
     from gpudedup.machine import default_memory_bytes
     from gpudedup.params import SPEC, make_params
 
@@ -541,6 +543,7 @@ def info(
         "cpu_tiers": _cpu.available_tiers().split(),
         "workers": backend.workers,
         "memory_bytes": default_memory_bytes(),
+        "gpu": msgspec.to_builtins(detect()),
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "pyarrow": pyarrow.__version__,
@@ -561,7 +564,7 @@ def _show_info(facts_of: dict[str, Any], params: Params) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from gpudedup.display import console, facts
+    from gpudedup.display import console, facts, gpu_rows
 
     given = params.bands is not None
     promise = "bands and rows as given" if given else f"for recall {params.recall:g} at threshold {params.threshold:g}"
@@ -574,6 +577,7 @@ def _show_info(facts_of: dict[str, Any], params: Params) -> None:
                 ("CPU tiers", f"{' '.join(facts_of['cpu_tiers'])} (GPUDEDUP_CPU forces one)"),
                 ("workers", f"{facts_of['workers']}"),
                 ("memory", f"{facts_of['memory_bytes'] / 1e9:.1f} GB unless --memory says otherwise"),
+                *gpu_rows(facts_of["gpu"]),
                 ("python", f"{facts_of['python']}, numpy {facts_of['numpy']}, pyarrow {facts_of['pyarrow']}"),
                 ("bands x rows", f"{facts_of['bands']} x {facts_of['rows']} of {params.num_perm} lanes, {promise}"),
             ]

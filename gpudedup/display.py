@@ -11,9 +11,9 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -257,6 +257,28 @@ def facts(rows: Sequence[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(Text(name), Text(value))
     return table
+
+
+def gpu_rows(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What `backends.cuda.detect` found (its fields by name), as names and values."""
+    rows = [
+        (
+            f"GPU {one['index']}",
+            f"{one['name']}, compute capability {one['capability']}, {one['memory_bytes'] / 1e9:.1f} GB",
+        )
+        for one in gpu["gpus"]
+    ]
+    if gpu["reason"] is not None:
+        rows.append(("GPU", f"none can be used: {gpu['reason']}"))
+    versions = (
+        ("driver", gpu["driver"]),
+        ("driver's CUDA", gpu["driver_cuda"]),
+        ("CuPy", gpu["cupy"]),
+        ("CuPy's CUDA", gpu["cupy_cuda"]),
+        ("NVRTC", gpu["nvrtc"]),
+    )
+    known = ", ".join(f"{name} {version}" for name, version in versions if version is not None)
+    return [*rows, ("CUDA", known)] if known else rows
 
 
 def s_curve_line(s_curve: Sequence[tuple[float, float]]) -> str:

@@ -11,10 +11,16 @@ def select_backend(params: Params) -> Backend:
     """The backend for ``params.device``; "auto" may choose and says why, all else is obeyed or raises DeviceError."""
     from gpudedup.backends.cpu import CpuBackend
 
-    if params.device in ("auto", "cpu"):
-        reason = "as asked" if params.device == "cpu" else "this version computes on the CPU only"
-        return CpuBackend(params, reason)
-    raise DeviceError(
-        f'device="{params.device}" is not available: this version of gpudedup computes on the CPU only; '
-        'use device="auto" or device="cpu"'
-    )
+    if params.device == "cpu":
+        return CpuBackend(params, "as asked")
+    found = _cuda_backend(params)
+    if not isinstance(found, str):
+        return found
+    if params.device == "auto":
+        return CpuBackend(params, found)
+    raise DeviceError(f'device="{params.device}" is not available: {found}; or use device="auto" or device="cpu"')
+
+
+def _cuda_backend(params: Params) -> Backend | str:
+    """The backend on the GPU that ``params.device`` means, or why there is none, in one line."""
+    return "this version computes on the CPU only"
