@@ -21,6 +21,7 @@ BODIES: dict[str, Callable[..., None]] = {
         buckets.mark_bounded,
         buckets.mark_members,
         buckets.copy_values,
+        buckets.count_up,
         candidates.count_window,
         candidates.list_window,
         candidates.mark_first,

@@ -70,3 +70,8 @@ def mark_members(slot: int, members: Any, marks: Any) -> None:
 def copy_values(i: int, source: Any, target: Any) -> None:
     """target = source."""
     target[i] = source[i]
+
+
+def count_up(i: int, first: Any, target: Any) -> None:
+    """target = first, first + 1, ..."""
+    target[i] = np.int64(first) + i

@@ -73,7 +73,7 @@ def list_window(
     start = np.int64(first_slot[np.int64(bucket_base[band]) + bucket])
     position = slot - start
     for k in range(end - first):
-        place = k
+        place = np.int64(k)
         if position > 2 * np.int64(window) and k >= np.int64(window):
             place = position - 2 * np.int64(window) + k
         better = np.int64(members[np.int64(base[band]) + start + place])

@@ -1,0 +1,49 @@
+// Intersection of two sorted sets of shingle hashes by a warp.
+#pragma once
+#include "core/jaccard.h"
+#include "cuda/device.h"
+
+namespace gpudedup {
+
+constexpr uint32_t WHOLE_WARP = 0xFFFFFFFFu;
+
+/// Shingle sets by document: ascending distinct hashes at address[document], size[document] of them.
+struct Sets {
+  const uint64_t* address;
+  const uint32_t* size;
+  __device__ const uint32_t* operator[](uint32_t document) const {
+    return reinterpret_cast<const uint32_t*>(address[document]);
+  }
+};
+
+/// The first place in [from, size) of ascending `values` that is not below `value`.
+__device__ __forceinline__ uint32_t lower_bound(const uint32_t* values, uint32_t from, uint32_t size, uint32_t value) {
+  while (from < size) {
+    uint32_t middle = from + (size - from) / 2;
+    if (values[middle] < value)
+      from = middle + 1;
+    else
+      size = middle;
+  }
+  return from;
+}
+
+/// Size of the intersection, or less than `needed` where it cannot reach that. 32 values of the smaller set at a time
+/// are looked up in what is left of the larger: m / 32 * log2(n) steps. Called by whole warps; every lane has the
+/// result.
+__device__ inline uint32_t warp_intersection(const uint32_t* small, uint32_t m, const uint32_t* large, uint32_t n,
+                                             uint32_t needed) {
+  const uint32_t lane = threadIdx.x & 31;
+  uint32_t common = 0, from = 0;
+  for (uint32_t base = 0; base < m; base += 32) {
+    if (common + (m - base) < needed) return common;
+    const bool live = base + lane < m;
+    const uint32_t value = live ? small[base + lane] : 0xFFFFFFFFu;
+    const uint32_t at = lower_bound(large, from, n, value);
+    common += __popc(__ballot_sync(WHOLE_WARP, live && at < n && large[at] == value));
+    from = __shfl_sync(WHOLE_WARP, at, 31);  // values ascend, so the rest of `small` lies from there on
+  }
+  return common;
+}
+
+}  // namespace gpudedup

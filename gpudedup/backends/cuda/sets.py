@@ -1,0 +1,119 @@
+"""Shingle sets on a device, by document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpudedup import _cpu
+from gpudedup.backends.base import I64, U32, U64
+from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.errors import DeviceMemoryError
+
+THREADS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The sets of some documents, one after another with gaps: row r lies in values[offsets[r] : offsets[r + 1]]."""
+
+    values: DeviceArray
+    documents: U32
+    offsets: U64
+
+
+class DeviceSets:
+    """Room for the sets of ``count`` documents, 12 bytes each beside their values. When the device is full, all move
+    to the host's store, and `on_host` gives that."""
+
+    def __init__(self, device: Device, stream: Stream, host: _cpu.SetStore, count: int, *, workers: int) -> None:
+        self._device, self._stream, self._workers = device, stream, workers
+        self._host = host
+        self._full = False
+        self._blocks: list[_Block] = []
+        self._present = np.zeros(count, bool)
+        self.address = device.alloc(max(1, count), np.uint64)
+        self.size = device.alloc(max(1, count), np.uint32)
+        device.fill(self.address, 0, stream)
+        device.fill(self.size, 0, stream)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return self._host.bytes_in_memory
+
+    @property
+    def bytes_on_disk(self) -> int:
+        return self._host.bytes_on_disk
+
+    @property
+    def on_device(self) -> bool:
+        return not self._full
+
+    def missing(self, numbers: U32) -> U32:
+        return np.ascontiguousarray(numbers[~self._present[numbers]])
+
+    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
+        if not self._full:
+            try:
+                self._add(numbers, rows, hashes, offsets)
+            except DeviceMemoryError:
+                self.on_host()
+        if self._full:
+            self._host.add(numbers, rows, hashes, offsets, workers=workers)
+        self._present[numbers] = True
+
+    def on_host(self) -> _cpu.SetStore:
+        """All sets in the host's store; the device's copies are given up."""
+        self._full = True
+        while self._blocks:
+            block = self._blocks.pop()
+            values, sizes = self._fetch(block.values), self._fetch(self.size)[block.documents]
+            offsets = np.empty(2 * len(sizes) + 1, np.int64)  # each set, then the gap after it
+            offsets[0::2] = block.offsets
+            offsets[1::2] = block.offsets[:-1] + sizes
+            rows = np.arange(0, 2 * len(sizes), 2, dtype=np.uint32)
+            self._host.add(block.documents, rows, values, offsets, workers=self._workers)
+        return self._host
+
+    def _add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
+        device, stream, count = self._device, self._stream, len(numbers)
+        first = offsets[rows].astype(np.uint64)
+        ends = np.concatenate(([0], np.cumsum(offsets[rows + 1] - offsets[rows]))).astype(np.uint64)
+        total = int(ends[-1])
+        # Only the stretch of the batch that the rows lie in.
+        low, high = (int(first.min()), int(offsets[rows + 1].max())) if count else (0, 0)
+        sent = (hashes[low:high], first - np.uint64(low), ends, numbers)
+        on_device, first_place, places, documents = (self._sent(values) for values in sent)
+        keys, values = device.alloc(total, np.uint64), device.alloc(total, np.uint32)
+        distinct, before = device.alloc(total, np.uint32), device.alloc(total + 1, np.uint64)
+        blocks, size = -(-total // THREADS), np.uint64(total)
+        chosen: list[DeviceArray | Scalar] = [on_device, first_place, places, np.uint32(count), keys]
+        device.launch("key_hashes", blocks, THREADS, chosen, stream)
+        device.sort(keys, stream)
+        device.launch("mark_distinct", blocks, THREADS, [keys, size, distinct], stream)
+        device.scan(distinct, before, stream)
+        device.launch("place_sets", blocks, THREADS, [keys, size, distinct, before, places, values], stream)
+        table: list[DeviceArray | Scalar] = [
+            documents,
+            places,
+            np.uint32(count),
+            before,
+            values,
+            self.address,
+            self.size,
+        ]
+        device.launch("enter_sets", -(-count // THREADS), THREADS, table, stream)
+        stream.synchronize()  # what was sent may go
+        self._blocks.append(_Block(values, numbers.copy(), ends))
+
+    def _sent(self, values: HostArray) -> DeviceArray:
+        array = self._device.alloc(len(values), values.dtype)
+        self._device.upload(values, array, self._stream)
+        return array
+
+    def _fetch(self, array: DeviceArray) -> HostArray:
+        host = np.empty(array.size, array.dtype)
+        self._device.download(array, host, self._stream)
+        self._stream.synchronize()
+        return host

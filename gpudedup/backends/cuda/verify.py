@@ -1,0 +1,182 @@
+"""verify on a device: the rule of docs/spec.md, section 11, in rounds over blocks of documents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from gpudedup.backends.base import NO_KEEPER, U32, U64
+from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.backends.cuda.match import Candidates, DeviceBuckets
+from gpudedup.backends.cuda.sets import DeviceSets
+from gpudedup.errors import DeviceError
+
+FIRST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 18
+"""Documents in a block. The first ones are small: in a cluster of any size most members then meet only its keeper."""
+
+WARPS = 8
+"""In a block of threads; a warp takes a document."""
+
+MEASURE_BLOCKS = 512
+"""Blocks of threads that compare the pairs of large sets: a few for each multiprocessor of any device."""
+
+
+class Compare(Protocol):
+    """How pairs are compared: a kernel, and its arguments for it."""
+
+    kernel: str
+
+    def args(self) -> list[DeviceArray | Scalar]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSets:
+    """By shingle sets."""
+
+    sets: DeviceSets
+    threshold_ppm: int
+    kernel: str = "advance_sets"
+
+    def args(self) -> list[DeviceArray | Scalar]:
+        return [self.sets.address, self.sets.size, np.uint64(self.threshold_ppm)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompareLanes:
+    """By signature: lanes uint32[documents, num_perm]; documents[rank] names a row of it."""
+
+    lanes: DeviceArray
+    documents: DeviceArray
+    num_perm: int
+    threshold_ppm: int
+    kernel: str = "advance_lanes"
+
+    def args(self) -> list[DeviceArray | Scalar]:
+        return [self.lanes, self.documents, np.uint32(self.num_perm), np.uint64(self.threshold_ppm)]
+
+
+@dataclass(frozen=True, slots=True)
+class CompareNothing:
+    """Every candidate is similar."""
+
+    kernel: str = "advance_unverified"
+
+    def args(self) -> list[DeviceArray | Scalar]:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDecision:
+    """Which documents are removed for which, brought to the host."""
+
+    keeper: U32
+    part: U64
+    whole: U64
+    compared: int
+
+    def arrays(self) -> tuple[U32, U64, U64]:
+        return self.keeper, self.part, self.whole
+
+
+class Keepers:
+    """Decides all documents of ``buckets`` (csrc/cuda/decide.cu). leader[i]: the best-ranked of i's content, with
+    `across`."""
+
+    def __init__(
+        self, device: Device, stream: Stream, buckets: DeviceBuckets, compare: Compare, leader: U32 | None
+    ) -> None:
+        self._device, self._stream, self._buckets, self._compare = device, stream, buckets, compare
+        count = max(1, buckets.count)
+        self._state, self._keeper = self._filled(count, np.uint32, 0), self._filled(count, np.uint32, 0xFF)
+        self._part, self._whole = self._filled(count, np.uint64, 0), self._filled(count, np.uint64, 0)
+        self._compared = self._filled(1, np.uint64, 0)
+        self._kept_equal = self._filled(count, np.uint32, 0xFF)
+        self._has_equals = np.uint32(leader is not None)
+        previous = np.full(count, NO_KEEPER, np.uint32) if leader is None else previous_of_equal(leader)
+        self._previous_equal = device.alloc(len(previous), np.uint32)
+        device.upload(previous, self._previous_equal, stream)
+        stream.synchronize()
+
+    def run(self) -> DeviceDecision:
+        low, size = 0, FIRST_BLOCK
+        while low < self._buckets.count:
+            high = min(low + size, self._buckets.count)
+            self._decide(low, high)
+            low, size = high, min(2 * size, LARGEST_BLOCK)
+        count = self._buckets.count
+        keeper, part, whole, compared = (
+            self._fetch(array) for array in (self._keeper, self._part, self._whole, self._compared)
+        )
+        return DeviceDecision(keeper[:count], part[:count], whole[:count], int(compared[0]))
+
+    def _decide(self, low: int, high: int) -> None:
+        """Rounds until every document of the block is decided; waits for the device once a round."""
+        device, stream, count = self._device, self._stream, high - low
+        candidates = self._buckets.block(low, high, self._state)
+        active, waiting, waits = (device.alloc(count, np.uint32) for _ in range(3))
+        device.for_each("count_up", count, [np.uint32(low), active], stream)
+        before = device.alloc(count + 1, np.uint64)
+        cursor = device.alloc(count, np.uint64)
+        device.for_each("copy_values", count, [candidates.begins, cursor], stream)
+        requests = self._filled(count, np.uint32, 0)
+        common = device.alloc(count, np.uint32)
+        request_count = device.alloc(1, np.uint32)
+        while count:
+            device.fill(request_count, 0, stream)
+            self._advance(low, active[:count], candidates, cursor, requests, common, request_count, waits)
+            device.scan(waits[:count], before[: count + 1], stream)
+            args: list[DeviceArray | Scalar] = [active, waits, before, waiting]
+            device.for_each("place_waiting", count, args, stream)
+            active, waiting = waiting, active
+            left = int(self._fetch(before[count : count + 1])[0])
+            if left == count and not int(self._fetch(request_count)[0]):
+                raise DeviceError(
+                    f"{device.name} decided none of {count} documents in a round; do not trust this device"
+                )
+            count = left
+            if count and isinstance(self._compare, CompareSets):
+                large: list[DeviceArray | Scalar] = [active, np.uint32(count), np.uint32(low), candidates.better]
+                large += [cursor, self._compare.sets.address, self._compare.sets.size]
+                device.launch(
+                    "measure_large", MEASURE_BLOCKS, 32 * WARPS, [*large, requests, request_count, common], stream
+                )
+
+    def _advance(
+        self,
+        low: int,
+        active: DeviceArray,
+        candidates: Candidates,
+        cursor: DeviceArray,
+        requests: DeviceArray,
+        common: DeviceArray,
+        request_count: DeviceArray,
+        waits: DeviceArray,
+    ) -> None:
+        walk: list[DeviceArray | Scalar] = [active, np.uint32(active.size), np.uint32(low)]
+        walk += [candidates.begins, candidates.better, cursor]
+        equals: list[DeviceArray | Scalar] = [self._has_equals, self._previous_equal, self._kept_equal]
+        out = [self._state, self._keeper, self._part, self._whole, self._compared, waits]
+        args = [*walk, *equals, *self._compare.args(), requests, common, request_count, *out]
+        self._device.launch(self._compare.kernel, -(-active.size // WARPS), 32 * WARPS, args, self._stream)
+
+    def _filled(self, count: int, dtype: type, byte: int) -> DeviceArray:
+        array = self._device.alloc(count, dtype)
+        self._device.fill(array, byte, self._stream)
+        return array
+
+    def _fetch(self, array: DeviceArray) -> HostArray:
+        host = np.empty(array.size, array.dtype)
+        self._device.download(array, host, self._stream)
+        self._stream.synchronize()
+        return host
+
+
+def previous_of_equal(leader: U32) -> U32:
+    """[n]: the document before each among those with its leader, NO_KEEPER before the first. O(n log n)."""
+    order = np.argsort(leader, kind="stable")
+    same = leader[order[1:]] == leader[order[:-1]]
+    previous = np.full(max(1, len(leader)), NO_KEEPER, np.uint32)
+    previous[order[1:][same]] = order[:-1][same]
+    return previous

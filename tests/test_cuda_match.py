@@ -1,0 +1,298 @@
+"""match and verify of the CUDA backend on the emulated device, against the reference."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+from emulated_device import EmulatedDevice, EmulatedStream, Faults
+
+from gpudedup import _cpu
+from gpudedup.backends.cuda import verify as rounds
+from gpudedup.backends.cuda.match import DeviceBuckets
+from gpudedup.backends.cuda.sets import DeviceSets
+from gpudedup.backends.cuda.verify import CompareLanes, CompareNothing, CompareSets, Keepers
+from gpudedup.errors import DeviceMemoryError
+
+pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
+ORDERS = ("forward", "reverse", "random")
+NONE = 2**32 - 1
+
+
+def random_keys(count: int, bands: int, variety: int, seed: int) -> np.ndarray:
+    """uint64[bands, count]; few values, so that buckets are long, of which some differ in high or low bits alone."""
+    draw = np.random.default_rng(seed)
+    keys = draw.integers(0, variety, (bands, count)).astype(np.uint64)
+    return np.where(keys % np.uint64(3) == 0, keys << np.uint64(61), keys)
+
+
+def buckets_of(
+    device: EmulatedDevice,
+    stream: EmulatedStream,
+    keys: np.ndarray,
+    documents: np.ndarray,
+    *,
+    window: int = 2,
+    parts: int = 3,
+    **scope: Any,
+) -> DeviceBuckets:
+    batches = [np.ascontiguousarray(part) for part in np.array_split(keys, parts, axis=1)]
+    scopes, across = scope.get("scopes"), scope.get("across")
+    return DeviceBuckets(device, stream, batches, documents, scopes, across, bands=len(keys), window=window, workers=1)
+
+
+def reference_pairs(keys: Iterable[list[int]], window: int, allowed: Any) -> set[tuple[int, int]]:
+    """By the words of docs/spec.md, section 7."""
+    pairs = set()
+    for band in keys:
+        buckets: dict[int, list[int]] = {}
+        for document, key in enumerate(band):
+            buckets.setdefault(key, []).append(document)
+        for members in buckets.values():
+            for q, worse in enumerate(members):
+                for p, better in enumerate(members[:q]):
+                    if (p < window or q - p <= window) and allowed(better, worse):
+                        pairs.add((better, worse))
+    return pairs
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("count", "variety", "window"), [(0, 1, 2), (1, 1, 2), (2, 1, 1), (40, 1, 3), (40, 10**6, 2), (150, 12, 2)]
+)
+def test_candidates_are_those_of_the_window_rule(order: Any, count: int, variety: int, window: int) -> None:
+    keys = random_keys(count + 30, 4, variety, count)
+    draw = random.Random(count)
+    documents = np.array(draw.sample(range(count + 30), count), np.uint32)
+    scopes = np.array([draw.randrange(-1, 3) for _ in range(count)], np.int32)
+    across = np.array([draw.randrange(-1, 2) for _ in range(count)], np.int32)
+    ranked = [[band[d] for d in documents.tolist()] for band in keys.tolist()]
+    device = EmulatedDevice(order=order, timing="random", seed=count)
+    stream = device.stream()
+    for limits, allowed in (
+        ({}, lambda a, b: True),
+        ({"scopes": scopes}, lambda a, b: scopes[a] == scopes[b]),
+        ({"scopes": scopes, "across": across}, lambda a, b: scopes[a] == scopes[b] and across[a] != across[b]),
+    ):
+        buckets = buckets_of(device, stream, keys, documents, window=window, **limits)
+        expected = reference_pairs(ranked, window, allowed)
+        assert pairs(buckets.candidates(0, count)) == sorted(expected)
+        middle = count // 3
+        halves = pairs(buckets.candidates(0, middle)) + pairs(buckets.candidates(middle, count))
+        assert sorted(halves) == sorted(expected)
+        assert pairs(buckets.on_host().candidates(0, count)) == sorted(expected)
+        sizes = [len(m) for band in ranked for m in bucket_lists(band)]
+        bounded = [m for band in ranked for m in bucket_lists(band) if len(m) > 2 * window + 1]
+        assert buckets.longest == max(sizes, default=0)
+        assert buckets.bounded_buckets == len(bounded)
+        assert buckets.bounded_documents == len({d for m in bounded for d in m})
+        assert buckets.shared().tolist() == sorted(
+            {d for b in ranked for m in bucket_lists(b) if len(m) > 1 for d in m}
+        )
+    device.check()
+
+
+def pairs(arrays: tuple[np.ndarray, np.ndarray]) -> list[tuple[int, int]]:
+    better, worse = arrays
+    return sorted(zip(better.tolist(), worse.tolist(), strict=True))
+
+
+def bucket_lists(band: list[int]) -> list[list[int]]:
+    buckets: dict[int, list[int]] = {}
+    for document, key in enumerate(band):
+        buckets.setdefault(key, []).append(document)
+    return list(buckets.values())
+
+
+def families(count: int, seed: int, largest: int) -> list[set[int]]:
+    """Sets in families that share most of their members; some empty overlaps, some equal."""
+    draw = random.Random(seed)
+    sets: list[set[int]] = []
+    for _ in range(count):
+        if sets and draw.random() < 0.6:
+            base = set(draw.choice(sets))
+            for _ in range(draw.randrange(1 + len(base) // 4)):
+                base.discard(draw.choice(sorted(base)))
+                base.add(draw.randrange(2**32))
+            sets.append(base or {1})
+        else:
+            sets.append({draw.randrange(2**32) for _ in range(draw.choice([1, 2, 31, 32, 33, 65, largest]))})
+    return sets
+
+
+def store_of(device: EmulatedDevice, stream: EmulatedStream, sets: list[set[int]], directory: Path) -> DeviceSets:
+    host = _cpu.SetStore(count=len(sets), memory_bytes=1 << 20, directory=str(directory))
+    store = DeviceSets(device, stream, host, len(sets), workers=1)
+    draw = random.Random(len(sets))
+    for low in range(0, len(sets), 17):
+        numbers = list(range(low, min(low + 17, len(sets))))
+        rows = list(range(len(numbers)))
+        draw.shuffle(rows)  # numbers[i] is the batch's row rows[i], among rows that nobody asked for
+        by_row = {row: number for number, row in zip(numbers, rows, strict=True)}
+        lists: list[list[int]] = [[7, 7, 9]]
+        for row in range(len(rows)):
+            members = [*sets[by_row[row]], *list(sets[by_row[row]])[:3]]
+            draw.shuffle(members)
+            lists.append(members)
+        hashes = np.array([value for members in lists for value in members], np.uint32)
+        offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+        places = np.array(rows, np.uint32) + 1
+        store.add(np.array(numbers, np.uint32), places.astype(np.uint32), hashes, offsets, workers=1)
+    return store
+
+
+def expected_decision(
+    candidates: set[tuple[int, int]], count: int, similarity: Any, ppm: int
+) -> tuple[list[int], list[int], list[int]]:
+    """By the words of docs/spec.md, sections 9 and 11; keepers, parts and wholes."""
+    by_worse: dict[int, list[int]] = {}
+    for better, worse in candidates:
+        by_worse.setdefault(worse, []).append(better)
+    keepers, parts, wholes = [NONE] * count, [0] * count, [0] * count
+    for document in range(count):
+        for better in sorted(by_worse.get(document, [])):
+            if keepers[better] != NONE:
+                continue
+            part, whole = similarity(better, document)
+            if part * 10**6 >= ppm * whole:
+                keepers[document], parts[document], wholes[document] = better, part, whole
+                break
+    return keepers, parts, wholes
+
+
+def jaccard(left: set[int], right: set[int]) -> tuple[int, int]:
+    return len(left & right), len(left | right)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("count", "variety", "largest"), [(1, 1, 40), (60, 1, 200), (200, 30, 100), (90, 2, 17_000)])
+def test_removals_by_sets(
+    order: Any, count: int, variety: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if largest > 1000:
+        count = 24  # sets above LARGE_SET are compared by the whole device
+    monkeypatch.setattr(rounds, "FIRST_BLOCK", 8)
+    monkeypatch.setattr(rounds, "LARGEST_BLOCK", 50)
+    monkeypatch.setattr(rounds, "MEASURE_BLOCKS", 3)
+    keys = random_keys(count, 3, variety, seed=count)
+    documents = np.arange(count, dtype=np.uint32)
+    sets = families(count, count, largest)
+    device = EmulatedDevice(order=order, timing="random", seed=count)
+    stream = device.stream()
+    buckets = buckets_of(device, stream, keys, documents, window=4)
+    store = store_of(device, stream, sets, tmp_path)
+    candidates = reference_pairs(keys.tolist(), 4, lambda a, b: True)
+    for ppm in (500_000, 800_000):
+        decision = Keepers(device, stream, buckets, CompareSets(store, ppm), None).run()
+        expected = expected_decision(candidates, count, lambda a, b: jaccard(sets[a], sets[b]), ppm)
+        assert [array.tolist() for array in decision.arrays()] == list(expected)
+    device.check()
+    host = store.on_host()
+    assert [set(host.get(i).tolist()) for i in range(count)] == sets
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_removals_by_lanes_and_unverified(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "FIRST_BLOCK", 16)
+    draw = np.random.default_rng(5)
+    lanes = draw.integers(0, 3, (120, 40)).astype(np.uint32)
+    keys = random_keys(120, 3, 9, seed=1)
+    documents = draw.permutation(120).astype(np.uint32)[:100]
+    device = EmulatedDevice(order=order, timing="random")
+    stream = device.stream()
+    buckets = buckets_of(device, stream, keys, documents, window=4)
+    ranked = [[band[d] for d in documents.tolist()] for band in keys.tolist()]
+    candidates = reference_pairs(ranked, 4, lambda a, b: True)
+    on_device = device.alloc(lanes.size, np.uint32), device.alloc(100, np.uint32)
+    device.upload(lanes.reshape(-1), on_device[0], stream)
+    device.upload(documents, on_device[1], stream)
+    stream.synchronize()
+    decision = Keepers(device, stream, buckets, CompareLanes(*on_device, 40, 420_000), None).run()
+    rows = lanes[documents]
+    expected = expected_decision(candidates, 100, lambda a, b: (int((rows[a] == rows[b]).sum()), 40), 420_000)
+    assert [array.tolist() for array in decision.arrays()] == list(expected)
+    assert 0 < sum(keeper != NONE for keeper in expected[0]) < 100
+    decision = Keepers(device, stream, buckets, CompareNothing(), None).run()
+    assert decision.keeper.tolist() == expected_decision(candidates, 100, lambda a, b: (0, 0), 0)[0]
+    assert decision.whole.max() == 0
+
+
+def test_documents_of_equal_content_across() -> None:
+    """The reference's rule for `across` against the chain of equals that the device walks."""
+    draw = random.Random(3)
+    count = 80
+    content = [draw.randrange(12) for _ in range(count)]
+    across = np.array([draw.randrange(3) for _ in range(count)], np.int32)
+    first: dict[tuple[int, int], int] = {}
+    documents = [i for i in range(count) if first.setdefault((content[i], int(across[i])), i) == i]
+    content, across = [content[i] for i in documents], across[documents]
+    leaders: dict[int, int] = {}
+    leader = np.array([leaders.setdefault(c, i) for i, c in enumerate(content)], np.uint32)
+    keys = random_keys(len(documents), 2, 6, seed=8)
+    sets = {c: {draw.randrange(30) for _ in range(12)} for c in content}
+    allowed = reference_pairs(keys.tolist(), 2, lambda a, b: across[a] != across[b])
+    allowed |= {(a, b) for b in range(len(content)) for a in range(b) if content[a] == content[b]}
+    expected = expected_decision(
+        allowed, len(content), lambda a, b: (1, 1) if content[a] == content[b] else (0, 1), 800_000
+    )
+    device = EmulatedDevice(order="random", timing="random")
+    stream = device.stream()
+    buckets = buckets_of(device, stream, keys, np.arange(len(content), dtype=np.uint32), across=across)
+    host = _cpu.SetStore(count=len(content), memory_bytes=1 << 20, directory="/nonexistent")
+    store = DeviceSets(device, stream, host, len(content), workers=1)
+    for i, c in enumerate(content):  # sets of distinct contents are disjoint, so only equal ones are similar
+        hashes = np.array(sorted(sets[c]), np.uint32) + np.uint32(1000 * c)
+        store.add(np.array([i], np.uint32), np.zeros(1, np.uint32), hashes, np.array([0, len(hashes)]), workers=1)
+    decision = Keepers(device, stream, buckets, CompareSets(store, 800_000), leader).run()
+    assert decision.keeper.tolist() == expected[0]
+    assert any(keeper != NONE for keeper in expected[0])
+
+
+def test_a_chain_in_which_each_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neighbours share a bucket and are similar: every second one is removed."""
+    count = 100
+    keys = np.zeros((2, count), np.uint64)
+    keys[0], keys[1] = np.arange(count) // 2, 1000 + (np.arange(count) + 1) // 2
+    sets = [set(range(10 * i, 10 * i + 40)) for i in range(count)]
+    device = EmulatedDevice(order="reverse")
+    stream = device.stream()
+    buckets = buckets_of(device, stream, keys, np.arange(count, dtype=np.uint32))
+    store = store_of(device, stream, sets, tmp_path)
+    decision = Keepers(device, stream, buckets, CompareSets(store, 600_000), None).run()
+    assert decision.keeper.tolist() == [NONE if i % 2 == 0 else i - 1 for i in range(count)]
+
+
+def test_sets_that_do_not_fit_move_to_the_host(tmp_path: Path) -> None:
+    sets = families(60, 4, 300)
+    baseline = EmulatedDevice()
+    store_of(baseline, baseline.stream(), sets, tmp_path)
+    for number in range(3, baseline.counters.allocations + 1):  # the first two are the table's
+        device = EmulatedDevice(faults=Faults(allocation=number))
+        stream = device.stream()
+        store = store_of(device, stream, sets, tmp_path)
+        assert not store.on_device
+        assert store.missing(np.arange(60, dtype=np.uint32)).tolist() == []
+        host = store.on_host()
+        assert [set(host.get(i).tolist()) for i in range(60)] == sets
+        device.check()
+
+
+def test_buckets_that_do_not_fit_say_so() -> None:
+    keys = random_keys(50, 3, 5, seed=2)
+    documents = np.arange(50, dtype=np.uint32)
+    baseline = EmulatedDevice()
+    buckets_of(baseline, baseline.stream(), keys, documents)
+    for number in range(1, baseline.counters.allocations + 1):
+        device = EmulatedDevice(faults=Faults(allocation=number))
+        stream = device.stream()
+        with pytest.raises(DeviceMemoryError):
+            buckets_of(device, stream, keys, documents)
+        device.check()
+
+
+assert Path(reference.__file__).parent.name == "tests"
