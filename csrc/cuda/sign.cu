@@ -1,0 +1,206 @@
+// Units -> shingle hashes, lanes, content and band keys. docs/spec.md, sections 4 and 5.
+//
+// The units of all documents are numbered through; document d has units first[d] .. first[d + 1]. A shingle has the
+// number of its first unit, so a document's shingles are the first of its units, and the last n - 1 numbers stand
+// empty. Work is cut by units: a tile may hold many documents, and a document many tiles.
+#include "core/band.h"
+#include "core/minhash.h"
+#include "core/shingle.h"
+#include "cuda/block.h"
+#include "cuda/device.h"
+
+namespace gpudedup {
+
+constexpr uint32_t HASH_THREADS = 256;
+constexpr uint32_t HASH_UNITS = 1024;  // of a block
+constexpr uint32_t MAX_SHINGLE = 256;  // units
+
+constexpr uint32_t SIGN_THREADS = 128;
+constexpr uint32_t SIGN_UNITS = 512;  // of a warp
+constexpr uint32_t THREAD_LANES = 4;  // minima that a thread holds beside their a and b
+constexpr uint32_t WARP_LANES = THREAD_LANES * WARP_THREADS;
+
+/// Shingles of a document of `units` units.
+__device__ __forceinline__ uint32_t shingle_count(uint32_t units, uint32_t n) {
+  return units >= n ? units - n + 1 : units != 0;
+}
+
+/// The document of a unit, which is one of low .. high: the last that begins at or before it, so never an empty one.
+__device__ __forceinline__ uint32_t document_of(const uint32_t* first, uint32_t low, uint32_t high, uint32_t unit) {
+  while (low < high) {
+    const uint32_t middle = high - (high - low) / 2;
+    if (first[middle] <= unit) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+/// hash_bytes of folded[begin .. end), by loads of aligned words: up to 11 bytes past the end are read and left out.
+__device__ __forceinline__ uint64_t hash_folded(const uint8_t* folded, uint32_t begin, uint32_t end) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(folded) + begin / 4;
+  const uint32_t shift = begin % 4 * 8;
+  uint32_t size = end - begin;
+  uint64_t u = hash_start(size);
+  for (uint32_t left = words[0]; size > 0; words += 2) {
+    const uint32_t middle = words[1], right = words[2];
+    uint64_t word =
+        static_cast<uint64_t>(__funnelshift_r(middle, right, shift)) << 32 | __funnelshift_r(left, middle, shift);
+    if (size < 8) word &= ~0ull >> (64 - 8 * size);
+    u = absorb(u, word);
+    size -= size < 8 ? size : 8;
+    left = right;
+  }
+  return u;
+}
+
+__device__ __forceinline__ void add_to(uint64_t* sum, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
+}
+
+/// Shingle hashes of a tile, and what its units add to content uint64[documents, 2]; unit_hash(unit) hashes a unit.
+template <class UnitHash>
+__device__ __forceinline__ void hash_tile(const uint32_t* first, uint32_t documents, uint32_t n, uint32_t* shingles,
+                                          uint64_t* content, UnitHash&& unit_hash) {
+  GPUDEDUP_SHARED(uint64_t, hashes, HASH_UNITS + MAX_SHINGLE);
+  const uint32_t units = first[documents], begin = blockIdx.x * HASH_UNITS;
+  if (begin >= units) return;
+  const uint32_t end = units - begin < HASH_UNITS ? units : begin + HASH_UNITS;
+  const uint32_t reach = units - end < n - 1 ? units : end + n - 1;
+  for (uint32_t i = begin + threadIdx.x; i < reach; i += HASH_THREADS) hashes[i - begin] = unit_hash(i);
+  __syncthreads();
+
+  const uint32_t low = document_of(first, 0, documents - 1, begin);
+  const uint32_t high = document_of(first, low, documents - 1, end - 1);
+  uint64_t sum_first = 0, sum_second = 0;
+  for (uint32_t base = begin; base < end; base += HASH_THREADS) {
+    const uint32_t unit = base + threadIdx.x;
+    uint32_t document = high;  // threads past the end add nothing to the last
+    if (unit < end) {
+      document = document_of(first, low, high, unit);
+      const uint32_t rest = first[document + 1] - unit;  // a short document has one shingle of all
+      const uint64_t* from = hashes + (unit - begin);
+      shingles[unit] = shingle_hash(from, rest < n ? rest : n);
+      const uint32_t index = unit - first[document];
+      sum_first += content_first(*from, index);
+      sum_second += content_second(*from, index);
+    }
+    // Many atomic additions to the sum of one long document would queue up, so its tiles add once a warp.
+    if (low == high && base + HASH_THREADS < end) continue;
+    if (sum_by_key(document, &sum_first, &sum_second)) {
+      add_to(content + 2 * static_cast<uint64_t>(document), sum_first);
+      add_to(content + 2 * static_cast<uint64_t>(document) + 1, sum_second);
+    }
+    sum_first = sum_second = 0;
+  }
+}
+
+/// shingles uint32[units], content uint64[documents, 2] of zeros before, first uint32[documents + 1]. The folded bytes
+/// have 12 bytes of room after them.
+extern "C" __global__ void __launch_bounds__(HASH_THREADS)
+    hash_units(const uint8_t* folded, const uint32_t* unit_start, const uint32_t* needed, const uint32_t* first,
+               uint32_t documents, uint32_t n, uint32_t* shingles, uint64_t* content) {
+  const uint32_t last = first[documents] - 1, folded_end = needed[1];
+  hash_tile(first, documents, n, shingles, content, [&](uint32_t unit) {
+    return hash_folded(folded, unit_start[unit], unit == last ? folded_end : unit_start[unit + 1]);
+  });
+}
+
+/// The same where units are tokens.
+extern "C" __global__ void __launch_bounds__(HASH_THREADS)
+    hash_tokens(const int64_t* tokens, const uint32_t* first, uint32_t documents, uint32_t n, uint32_t* shingles,
+                uint64_t* content) {
+  hash_tile(first, documents, n, shingles, content,
+            [&](uint32_t unit) { return hash_word(static_cast<uint64_t>(tokens[unit])); });
+}
+
+/// Lanes of all documents from a warp's tile of shingles. lanes uint32[documents, lane_count] holds EMPTY_LANE before;
+/// a and b are padded to a multiple of WARP_LANES.
+extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
+    sign_lanes(const uint32_t* shingles, const uint32_t* first, uint32_t documents, uint32_t n, const uint32_t* a,
+               const uint32_t* b, uint32_t lane_count, uint32_t* lanes) {
+  const uint32_t warp = (blockIdx.x * SIGN_THREADS + threadIdx.x) / WARP_THREADS;
+  const uint32_t units = first[documents], begin = warp * SIGN_UNITS;
+  if (begin >= units) return;
+  const uint32_t end = units - begin < SIGN_UNITS ? units : begin + SIGN_UNITS;
+  const uint32_t low = document_of(first, 0, documents - 1, begin);
+
+  for (uint32_t group = 0; group < lane_count; group += WARP_LANES) {
+    uint32_t group_a[THREAD_LANES], group_b[THREAD_LANES];
+#pragma unroll
+    for (uint32_t k = 0; k < THREAD_LANES; ++k) {
+      group_a[k] = a[group + k * WARP_THREADS + warp_lane()];
+      group_b[k] = b[group + k * WARP_THREADS + warp_lane()];
+    }
+    uint32_t document = low;
+    for (;;) {
+      const uint32_t from = first[document], to = first[document + 1];
+      const uint32_t shingles_end = from + shingle_count(to - from, n);
+      const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
+      uint32_t best[THREAD_LANES] = {EMPTY_LANE, EMPTY_LANE, EMPTY_LANE, EMPTY_LANE};
+#pragma unroll 4
+      for (uint32_t i = here; i < stop; ++i) {
+        const uint32_t h = shingles[i];
+#pragma unroll
+        for (uint32_t k = 0; k < THREAD_LANES; ++k) {
+          const uint32_t value = lane(h, group_a[k], group_b[k]);
+          best[k] = value < best[k] ? value : best[k];
+        }
+      }
+      const bool whole = from >= begin && shingles_end <= end;
+#pragma unroll
+      for (uint32_t k = 0; k < THREAD_LANES; ++k) {
+        const uint32_t j = group + k * WARP_THREADS + warp_lane();
+        if (j >= lane_count || here >= stop) continue;
+        uint32_t* target = lanes + static_cast<uint64_t>(document) * lane_count + j;
+        if (whole) {
+          *target = best[k];
+        } else if (best[k] < *target) {  // an older value is never below: it spares the long documents most atomics
+          atomicMin(target, best[k]);
+        }
+      }
+      if (to >= end) break;
+      // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
+      document = first[document + 2] > to ? document + 1 : document_of(first, document + 2, documents - 1, to);
+    }
+  }
+}
+
+/// keys uint64[bands, documents] of lanes uint32[documents, lane_count]. A warp takes a document.
+extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
+    band_keys(const uint32_t* lanes, uint32_t documents, uint32_t lane_count, uint32_t bands, uint32_t rows,
+              const uint64_t* scope_keys, uint64_t* keys) {
+  const uint32_t document = (blockIdx.x * SIGN_THREADS + threadIdx.x) / WARP_THREADS;
+  if (document >= documents) return;
+  const uint32_t* own = lanes + static_cast<uint64_t>(document) * lane_count;
+  for (uint32_t band = warp_lane(); band < bands; band += WARP_THREADS)
+    keys[static_cast<uint64_t>(band) * documents + document] =
+        band_key(band, scope_keys[document], own + band * rows, rows);
+}
+
+/// counts[i] = shingles of document i.
+extern "C" __global__ void __launch_bounds__(HASH_THREADS)
+    count_shingles(const uint32_t* first, uint32_t documents, uint32_t n, uint32_t* counts) {
+  const uint32_t i = blockIdx.x * HASH_THREADS + threadIdx.x;
+  if (i < documents) counts[i] = shingle_count(first[i + 1] - first[i], n);
+}
+
+/// Moves shingle hashes together: those of document i to packed[offsets[i] .. offsets[i + 1]).
+extern "C" __global__ void __launch_bounds__(HASH_THREADS)
+    pack_shingles(const uint32_t* shingles, const uint32_t* first, const uint64_t* offsets, uint32_t documents,
+                  uint32_t n, uint32_t* packed) {
+  const uint32_t units = first[documents], begin = blockIdx.x * HASH_UNITS;
+  if (begin >= units) return;
+  const uint32_t end = units - begin < HASH_UNITS ? units : begin + HASH_UNITS;
+  const uint32_t low = document_of(first, 0, documents - 1, begin);
+  const uint32_t high = document_of(first, low, documents - 1, end - 1);
+  for (uint32_t unit = begin + threadIdx.x; unit < end; unit += HASH_THREADS) {
+    const uint32_t document = document_of(first, low, high, unit);
+    const uint32_t from = first[document], index = unit - from;
+    if (index < shingle_count(first[document + 1] - from, n)) packed[offsets[document] + index] = shingles[unit];
+  }
+}
+
+}  // namespace gpudedup

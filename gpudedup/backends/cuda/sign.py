@@ -1,0 +1,481 @@
+"""Signing on a device: documents in, signatures and content hashes out, with copies and kernels of several batches
+under way at a time.
+
+A batch is cut at document borders into pieces that fit the device. A piece goes through three streams: up, kernels,
+down. Every step is queued at once, and the host waits for a piece only when its results are due. What the host cannot
+know beforehand, how many units and folded bytes a text has, is compared with the room on the device; where there was
+too little, nothing was written past it, the host reads what is needed together with the results, and that piece goes
+again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gpudedup import _cpu
+from gpudedup.backends.base import I32, I64, U8, U32, U64, Shingles, SignedBatch
+from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Scalar
+from gpudedup.errors import DeviceMemoryError
+from gpudedup.params import Params, parse_shingle
+
+# The constants of the same names in csrc/cuda/units.cu and sign.cu.
+READ_BYTES, READ_THREADS, JOIN_THREADS = 16, 256, 1024
+HASH_THREADS, HASH_UNITS = 256, 1024
+SIGN_THREADS, SIGN_UNITS, WARP_LANES = 128, 512, 128
+
+MAX_PIECE_BYTES = 1 << 30
+"""Of text, in one piece. A position in what it folds to, at most 11 times as long, is uint32 or has no room at all."""
+
+MAX_ROOM = 2**32 - 2**16
+"""Units or folded bytes: sums stop at 2^32 - 1, and the last block reaches past its last unit."""
+
+FOLDED_SLACK = 12
+"""Bytes after the folded text that its hash reads and leaves out."""
+
+UNITS_A_BYTE = 6
+"""At most: a code point of three bytes folds to 18."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Documents values[offsets[i] : offsets[i + 1]], text as bytes or tokens, and what is wanted of them beside content
+    and unit counts. scope_keys uint64[n]."""
+
+    values: U8 | I64
+    offsets: I32 | I64
+    scope_keys: U64 | None = None
+    band_keys: bool = True
+    lanes: bool = False
+    shingles: bool = False
+
+
+def lane_constants(seed: int, count: int) -> tuple[U32, U32]:
+    """(a, b) uint32[count], from the SplitMix64 stream of the seed (docs/spec.md, section 5)."""
+    x = np.arange(1, 2 * count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    high = ((x ^ x >> np.uint64(31)) >> np.uint64(32)).astype(np.uint32)
+    return high[0::2] | np.uint32(1), np.ascontiguousarray(high[1::2])
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+Array = TypeVar("Array", bound=_Sized)
+
+
+class _Arrays(Generic[Array]):
+    """Arrays by name that only grow. ``quiet`` waits until nothing uses the one that is dropped."""
+
+    def __init__(self, alloc: Callable[[int, npt.DTypeLike], Array], quiet: Callable[[], None] = lambda: None) -> None:
+        self._alloc = alloc
+        self._quiet = quiet
+        self._arrays: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def reserve(self, name: str, size: int, dtype: npt.DTypeLike) -> None:
+        """At least ``size`` values. What grows does so by a quarter, lest sizes that vary a little cost each time."""
+        old = self._arrays.get(name)
+        if old is not None and old.size >= size:
+            return
+        if old is not None:
+            size = max(size, old.size + old.size // 4)
+            self._quiet()
+            del old, self._arrays[name]
+        self._arrays[name] = self._alloc(max(size, 1), dtype)
+
+    def clear(self) -> None:
+        self._arrays.clear()
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Memory of one piece on its way: what goes up and comes down, on both sides."""
+
+    host: _Arrays[HostArray]
+    device: _Arrays[DeviceArray]
+    unit_room: int = 0  # of the last run
+    byte_room: int = 0
+    done: Event | None = None
+
+    def wait(self) -> None:
+        assert self.done is not None
+        self.done.synchronize()
+
+
+class _Output:
+    """The results of one request, as its pieces come in."""
+
+    def __init__(self, request: Request, bands: int, lane_count: int) -> None:
+        count = len(request.offsets) - 1
+        self.request = request
+        self.content = np.empty((count, 2), np.uint64)
+        self.unit_count = np.empty(count, np.uint64)
+        self.band_keys = np.empty((bands, count), np.uint64) if request.band_keys else None
+        self.lanes = np.empty((count, lane_count), np.uint32) if request.lanes else None
+        self.hashes: list[U32] = []
+        self.shingle_offsets = np.zeros(count + 1, np.int64)  # counts, until all are known
+
+    def signed(self) -> SignedBatch:
+        shingles = None
+        if self.request.shingles:
+            hashes = self.hashes[0] if len(self.hashes) == 1 else np.concatenate(self.hashes)
+            shingles = Shingles(hashes, np.cumsum(self.shingle_offsets))
+        return SignedBatch(
+            content=self.content,
+            unit_count=self.unit_count,
+            band_keys=self.band_keys,
+            lanes=self.lanes,
+            shingles=shingles,
+        )
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Documents first .. last - 1 of a request. The rooms are those it is known to need."""
+
+    output: _Output
+    first: int
+    last: int
+    unit_room: int = 0
+    byte_room: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first
+
+    @property
+    def offsets(self) -> I32 | I64:
+        return self.output.request.offsets[self.first : self.last + 1]
+
+    @property
+    def size(self) -> int:
+        """Values: bytes of text, or tokens."""
+        return int(self.offsets[-1]) - int(self.offsets[0])
+
+    @property
+    def final(self) -> bool:
+        return self.last == len(self.output.unit_count)
+
+
+class Signer:
+    """Signs with the parameters of one run. `sign` may be called again once its last iterator is used up or closed."""
+
+    def __init__(self, device: Device, params: Params, *, piece_bytes: int, slots: int = 3) -> None:
+        """``piece_bytes`` bounds the values of a piece, and what its documents take beside them."""
+        self._device = device
+        self._unit, self._n = parse_shingle(params.shingle)
+        self._lane_count = params.num_perm
+        self._bands, self._rows = params.banding
+        self._bound = max(1, min(piece_bytes, MAX_PIECE_BYTES - 1))
+        self._up, self._compute, self._down = device.stream(), device.stream(), device.stream()
+        self._slots = [_Slot(_Arrays(device.alloc_host), _Arrays(device.alloc)) for _ in range(slots)]
+        self._work: _Arrays[DeviceArray] = _Arrays(device.alloc, self._compute.synchronize)
+        a, b = lane_constants(params.seed, -(-self._lane_count // WARP_LANES) * WARP_LANES)
+        self._a, self._b = self._constant(a), self._constant(b)
+        self._fold: tuple[DeviceArray | Scalar, ...] = ()
+        if self._unit != "tokens":
+            index, pages, expansions, decompose_hangul = _cpu.fold_tables(params.fold)
+            self._fold = (
+                *(self._constant(index), self._constant(pages), self._constant(expansions)),
+                np.uint32(decompose_hangul),
+            )
+
+    def _constant(self, values: HostArray) -> DeviceArray:
+        array = self._device.alloc(len(values), values.dtype)
+        self._device.upload(values, array, self._up)
+        self._up.synchronize()
+        return array
+
+    @property
+    def _width(self) -> int:
+        """Bytes of a value."""
+        return 8 if self._unit == "tokens" else 1
+
+    @property
+    def _document_bytes(self) -> int:
+        """What a document takes on the device beside its values: offsets, counts, scope, content, keys, lanes."""
+        return 48 + 8 * self._bands + 4 * self._lane_count
+
+    def sign(self, requests: Iterable[Request]) -> Iterator[SignedBatch]:
+        """The results of each request, in order. While one is waited for, the next ones are under way.
+
+        Raises DeviceMemoryError if a single document does not fit, after the results of all requests before its own.
+        """
+        source = iter(requests)
+        todo: deque[_Piece] = deque()
+        flight: deque[_Piece] = deque()
+        slots = deque(self._slots)  # those of the pieces in flight come last
+        alone = False  # the next piece has the device to itself
+        try:
+            while True:
+                if not todo and (request := next(source, None)) is not None:
+                    todo.append(_Piece(_Output(request, self._bands, self._lane_count), 0, len(request.offsets) - 1))
+                if todo and not flight:
+                    self._check_length(todo[0])
+                begin = bool(todo) and len(flight) < (1 if alone else len(slots)) and not self._too_long(todo[0])
+                if not begin and not flight:
+                    return
+                piece = self._cut(todo) if begin else flight.popleft()
+                try:
+                    if begin:
+                        self._begin(piece, slots[0])
+                        slots.rotate(-1)
+                        flight.append(piece)
+                        continue
+                    self._finish(piece, slots[-1 - len(flight)])
+                except DeviceMemoryError as error:
+                    if piece.count <= 1 and alone:
+                        raise DeviceMemoryError(f"a document of {piece.size * self._width} bytes: {error}") from None
+                    alone = piece.count <= 1
+                    if not alone:
+                        self._bound = max(1, min(self._bound, self._cost(piece)) // 2)
+                    waiting = [*flight, piece] if begin else [piece, *flight]
+                    todo.extendleft(reversed(waiting))
+                    flight.clear()
+                    self._release()
+                    continue
+                alone = False
+                if piece.final:
+                    yield piece.output.signed()
+        finally:
+            if flight:
+                self._synchronize()
+
+    def _too_long(self, piece: _Piece) -> bool:
+        """Whether positions in the first document of a piece have no room in 32 bits."""
+        return piece.count > 0 and int(piece.offsets[1] - piece.offsets[0]) * self._width >= MAX_PIECE_BYTES
+
+    def _check_length(self, piece: _Piece) -> None:
+        if self._too_long(piece):
+            raise DeviceMemoryError(
+                f"a document of {int(piece.offsets[1] - piece.offsets[0]) * self._width} bytes is too long for the GPU "
+                f"backend, which signs documents of less than {MAX_PIECE_BYTES} bytes; sign it on the CPU"
+            )
+
+    def _cost(self, piece: _Piece) -> int:
+        return max(piece.size * self._width, piece.count * self._document_bytes)
+
+    def _cut(self, todo: deque[_Piece]) -> _Piece:
+        """Take off the front as much as is within the bound, at least a document."""
+        piece = todo.popleft()
+        end = min(int(piece.offsets[0]) + self._bound // self._width, int(piece.offsets[-1]))
+        fitting = int(np.searchsorted(piece.offsets, piece.offsets.dtype.type(end), "right")) - 1
+        count = max(1, min(fitting, self._bound // self._document_bytes))
+        if count >= piece.count:
+            return piece
+        middle = piece.first + count
+        todo.appendleft(_Piece(piece.output, middle, piece.last))
+        return _Piece(piece.output, piece.first, middle)
+
+    def _synchronize(self) -> None:
+        for stream in (self._up, self._compute, self._down):
+            stream.synchronize()
+
+    def _release(self) -> None:
+        """Give all memory of pieces back."""
+        self._synchronize()
+        for slot in self._slots:
+            slot.host.clear()
+            slot.device.clear()
+        self._work.clear()
+
+    def _begin(self, piece: _Piece, slot: _Slot) -> None:
+        """Queue all steps of a piece."""
+        request, count, size = piece.output.request, piece.count, piece.size
+        self._reserve(piece, slot)
+        start = int(piece.offsets[0])
+        np.copyto(slot.host["values"][:size], request.values[start : start + size])
+        np.subtract(piece.offsets, start, out=slot.host["offsets"][: count + 1], casting="unsafe")
+        up = {"values": size, "offsets": count + 1}
+        if request.scope_keys is None:
+            self._device.fill(slot.device["scope_keys"][:count], 0, self._up)
+        else:
+            np.copyto(slot.host["scope_keys"][:count], request.scope_keys[piece.first : piece.last])
+            up["scope_keys"] = count
+        for name, items in up.items():
+            self._device.upload(slot.host[name][:items], slot.device[name], self._up)
+        self._compute.wait(self._up.record())
+        self._run(piece, slot)
+
+    def _reserve(self, piece: _Piece, slot: _Slot) -> None:
+        """All memory of a piece but that of packed shingle hashes on the host."""
+        request, count, size = piece.output.request, piece.count, piece.size
+        values = np.int64 if self._unit == "tokens" else np.uint8
+        up: dict[str, tuple[int, npt.DTypeLike]] = {
+            "values": (size, values),
+            "offsets": (count + 1, np.uint32),
+            "scope_keys": (count, np.uint64),
+        }
+        for name, (items, kind) in {**up, **self._down_arrays(piece)}.items():
+            slot.host.reserve(name, items, kind)
+            slot.device.reserve(name, items, kind)
+        if request.band_keys:
+            slot.device.reserve("lanes", self._lane_count * count, np.uint32)
+
+        slot.unit_room, slot.byte_room = size, 0
+        if self._unit != "tokens":
+            # Mostly a word has more than one letter, and what folds to more bytes is rare.
+            slot.unit_room = max(piece.unit_room, (size if self._unit == "char" else size // 2) + 64)
+            slot.byte_room = max(piece.byte_room, size + size // 4 + 256)
+            blocks = -(-size // (READ_BYTES * READ_THREADS))
+            self._work.reserve("starts", size // 32 + 2, np.uint32)
+            self._work.reserve("before", 4 * blocks * READ_THREADS, np.uint32)
+            self._work.reserve("blocks", 4 * blocks, np.uint32)
+            self._work.reserve("unit_start", slot.unit_room, np.uint32)
+            self._work.reserve("folded", slot.byte_room + FOLDED_SLACK, np.uint8)
+        self._work.reserve("shingles", slot.unit_room, np.uint32)
+        if request.shingles:
+            self._work.reserve("counts", count, np.uint32)
+            self._work.reserve("shingle_offsets", count + 1, np.uint64)
+            slot.device.reserve("packed", slot.unit_room, np.uint32)
+
+    def _down_arrays(self, piece: _Piece) -> dict[str, tuple[int, npt.DTypeLike]]:
+        """What comes down of a piece, as soon as it is there."""
+        request, count = piece.output.request, piece.count
+        arrays: dict[str, tuple[int, npt.DTypeLike]] = {"content": (2 * count, np.uint64)}
+        if self._unit != "tokens":
+            arrays["first"] = (count + 1, np.uint32)
+            arrays["needed"] = (2, np.uint32)
+        if request.band_keys:
+            arrays["band_keys"] = (self._bands * count, np.uint64)
+        if request.lanes:
+            arrays["lanes"] = (self._lane_count * count, np.uint32)
+        return arrays
+
+    def _run(self, piece: _Piece, slot: _Slot) -> None:
+        """Queue the kernels, and the way down, of a piece that is up."""
+        request, count, size = piece.output.request, piece.count, piece.size
+        device, shingles = slot.device, self._work["shingles"]
+        documents, n = np.uint32(count), np.uint32(self._n)
+        self._device.fill(device["content"][: 2 * count], 0, self._compute)
+        if self._unit == "tokens":
+            units, first = size, device["offsets"]
+            self._launch(
+                "hash_tokens", units, HASH_UNITS, HASH_THREADS,
+                device["values"], first, documents, n, shingles, device["content"],
+            )  # fmt: skip
+        else:
+            units, first = min(slot.unit_room, UNITS_A_BYTE * size), device["first"]
+            self._find_units(piece, slot)
+            self._launch(
+                "hash_units", units, HASH_UNITS, HASH_THREADS,
+                self._work["folded"], self._work["unit_start"], device["needed"], first, documents, n, shingles,
+                device["content"],
+            )  # fmt: skip
+        if request.band_keys or request.lanes:
+            self._sign_shingles(piece, slot, first, units)
+        if request.shingles:
+            counts, offsets = self._work["counts"], self._work["shingle_offsets"]
+            self._launch("count_shingles", count, HASH_THREADS, HASH_THREADS, first, documents, n, counts)
+            self._device.scan(counts[:count], offsets[: count + 1], self._compute)
+            self._launch(
+                "pack_shingles", units, HASH_UNITS, HASH_THREADS,
+                shingles, first, offsets, documents, n, device["packed"],
+            )  # fmt: skip
+
+        self._down.wait(self._compute.record())
+        for name, (items, _) in self._down_arrays(piece).items():
+            self._device.download(device[name][:items], slot.host[name], self._down)
+        slot.done = self._down.record()
+
+    def _launch(self, kernel: str, items: int, block_items: int, threads: int, *args: DeviceArray | Scalar) -> None:
+        self._device.launch(kernel, -(-items // block_items), threads, args, self._compute)
+
+    def _find_units(self, piece: _Piece, slot: _Slot) -> None:
+        """Text to folded bytes, the units in them, and the first unit of each document."""
+        count, size, device, work = piece.count, piece.size, slot.device, self._work
+        documents, needed = np.uint32(count), device["needed"]
+        text = (device["values"], np.uint32(size), work["starts"], *self._fold)
+        spans = (work["before"], work["blocks"])
+        block_bytes = READ_BYTES * READ_THREADS
+        blocks = -(-size // block_bytes)
+        room = (needed, np.uint32(slot.unit_room), np.uint32(slot.byte_room))
+        source = work["shingles"]  # done with where units come from, it is overwritten with their shingle hashes
+        kind = f"{self._unit}s"
+        self._device.fill(work["starts"][: size // 32 + 2], 0, self._compute)
+        self._launch(
+            "mark_documents", count + 1, READ_THREADS, READ_THREADS, device["offsets"], documents, work["starts"]
+        )
+        self._launch(f"measure_{kind}", size, block_bytes, READ_THREADS, *text, *spans)
+        self._launch(f"join_{kind}", 1, 1, JOIN_THREADS, work["blocks"], np.uint32(blocks), needed)
+        self._launch(
+            f"find_{kind}",
+            size,
+            block_bytes,
+            READ_THREADS,
+            *text,
+            *spans,
+            *room,
+            work["folded"],
+            work["unit_start"],
+            source,
+        )
+        self._launch(
+            "first_units", count + 1, READ_THREADS, READ_THREADS,
+            device["offsets"], documents, source, *room, device["first"],
+        )  # fmt: skip
+
+    def _sign_shingles(self, piece: _Piece, slot: _Slot, first: DeviceArray, units: int) -> None:
+        request, count, lanes = piece.output.request, piece.count, slot.device["lanes"]
+        documents, lane_count = np.uint32(count), np.uint32(self._lane_count)
+        self._device.fill(lanes[: self._lane_count * count], 0xFF, self._compute)
+        self._launch(
+            "sign_lanes", units, SIGN_UNITS * (SIGN_THREADS // 32), SIGN_THREADS,
+            self._work["shingles"], first, documents, np.uint32(self._n), self._a, self._b, lane_count, lanes,
+        )  # fmt: skip
+        if request.band_keys:
+            self._launch(
+                "band_keys", count, SIGN_THREADS // 32, SIGN_THREADS,
+                lanes, documents, lane_count, np.uint32(self._bands), np.uint32(self._rows),
+                slot.device["scope_keys"], slot.device["band_keys"],
+            )  # fmt: skip
+
+    def _finish(self, piece: _Piece, slot: _Slot) -> None:
+        """Wait for a piece and put its results where they belong."""
+        slot.wait()
+        if self._unit != "tokens":
+            needed_units, needed_bytes = (int(value) for value in slot.host["needed"][:2])
+            if needed_units > slot.unit_room or needed_bytes > slot.byte_room:
+                if max(needed_units, needed_bytes) > MAX_ROOM:
+                    raise DeviceMemoryError(f"it folds to more than {MAX_ROOM} units or bytes")
+                piece.unit_room, piece.byte_room = needed_units, needed_bytes
+                self._reserve(piece, slot)
+                self._run(piece, slot)
+                slot.wait()
+
+        output, count, part = piece.output, piece.count, slice(piece.first, piece.last)
+        first = slot.host["offsets" if self._unit == "tokens" else "first"][: count + 1]
+        units = np.diff(first)
+        output.unit_count[part] = units
+        output.content[part] = slot.host["content"][: 2 * count].reshape(count, 2)
+        if output.band_keys is not None:
+            output.band_keys[:, part] = slot.host["band_keys"][: self._bands * count].reshape(self._bands, count)
+        if output.lanes is not None:
+            output.lanes[part] = slot.host["lanes"][: self._lane_count * count].reshape(count, self._lane_count)
+        if output.request.shingles:
+            counts = np.where(units >= self._n, units - np.uint32(self._n - 1), units > 0)
+            output.shingle_offsets[piece.first + 1 : piece.last + 1] = counts
+            output.hashes.append(self._fetch_packed(slot, int(counts.sum())))
+
+    def _fetch_packed(self, slot: _Slot, total: int) -> U32:
+        """The shingle hashes of a piece. They come down only now that their number is known, while the device is
+        busy with the next pieces: they take half of the way down, or more, and room for the most there could be is
+        several times as much."""
+        slot.host.reserve("packed", total, np.uint32)
+        self._device.download(slot.device["packed"][:total], slot.host["packed"], self._down)
+        self._down.record().synchronize()
+        return slot.host["packed"][:total].copy()
