@@ -2,16 +2,15 @@
 
 Copies and kernels are queued and run when something waits for them, at once, or at random, as ``timing`` says. Memory
 comes filled with a pattern, lies between guards, and is filled again when it is dropped. What a caller must not do
-raises EmulationError; what it must be ready for is done to it on order (`Faults`).
+raises EmulationError, so also the use of the same bytes by two streams without a wait between them (but for what loop
+bodies write, which nothing declares). What a caller must be ready for is done to it on order (`Faults`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import random
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -76,7 +75,24 @@ class Allocation:
         self.content[:] = pattern
         self.address = self.content.ctypes.data
         self.guards = (self._whole[begin - GUARD_BYTES : begin], self._whole[begin + nbytes :][:GUARD_BYTES])
-        self.streams: set[EmulatedStream] = set()
+        self._last: dict[tuple[int, int, EmulatedStream, bool], int] = {}  # begin, end, stream, writes: item of stream
+
+    def access(self, array: DeviceArray, stream: EmulatedStream, item: int, *, writes: bool) -> None:
+        """Note a use; raise EmulationError if nothing keeps it apart from one on another stream."""
+        begin, end = array.address, array.address + array.nbytes
+        for (first, last, other, wrote), position in self._last.items():
+            apart = stream is other or end <= first or last <= begin or stream.knows.get(other, 0) >= position
+            if (writes or wrote) and not apart:
+                raise EmulationError(
+                    f"{array.size} values of {array.dtype} are {'written' if writes else 'read'} on one stream without "
+                    f"a wait for another that {'writes' if wrote else 'reads'} them"
+                )
+        self._last[begin, end, stream, writes] = item
+
+    def streams(self, knows: dict[EmulatedStream, int]) -> set[EmulatedStream]:
+        """Those that may still use it; of the others nothing is remembered."""
+        self._last = {use: item for use, item in self._last.items() if knows.get(use[2], 0) < item}
+        return {stream for _, _, stream, _ in self._last}
 
     def check(self, after: str) -> None:
         for guard, side in zip(self.guards, ("before", "behind"), strict=True):
@@ -101,7 +117,7 @@ class Work:
 
     run: Callable[[], None]
     memory: tuple[Allocation, ...] = ()
-    host: HostArray | None = None  # a view that does not keep its memory
+    host: HostArray | None = None
 
 
 @dataclass(slots=True)
@@ -111,12 +127,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmulatedEvent:
+    """The first ``position`` items of a stream; ``knows`` what is done once they are, by stream."""
+
     stream: EmulatedStream
     position: int
-
-    @property
-    def reached(self) -> bool:
-        return self.stream.passed >= self.position
+    knows: dict[EmulatedStream, int]
 
     def synchronize(self) -> None:
         self.stream.device._synchronize(self)
@@ -127,23 +142,32 @@ class EmulatedStream:
     device: EmulatedDevice
     queue: deque[Work | Wait] = field(default_factory=deque)
     passed: int = 0
+    knows: dict[EmulatedStream, int] = field(default_factory=dict)
 
     def record(self) -> EmulatedEvent:
         self.device._enter()
-        return self.end()
+        return self.event()
 
     def wait(self, event: EmulatedEvent) -> None:
         self.device._enter()
-        self.device._submit(self, Wait(event))
+        merge(self.knows, event.knows)
+        self.device._queue(self, Wait(event))
 
     def synchronize(self) -> None:
-        self.device._synchronize(self.end())
+        self.device._synchronize(self.event())
 
-    def end(self) -> EmulatedEvent:
-        return EmulatedEvent(self, self.passed + len(self.queue))
+    def event(self) -> EmulatedEvent:
+        return EmulatedEvent(self, self.end, {**self.knows, self: self.end})
+
+    @property
+    def end(self) -> int:
+        return self.passed + len(self.queue)
 
     def ready(self) -> bool:
-        return bool(self.queue) and (isinstance(self.queue[0], Work) or self.queue[0].event.reached)
+        if not self.queue:
+            return False
+        head = self.queue[0]
+        return isinstance(head, Work) or head.event.stream.passed >= head.event.position
 
     def step(self) -> None:
         head = self.queue[0]
@@ -151,6 +175,12 @@ class EmulatedStream:
             head.run()
         self.queue.popleft()
         self.passed += 1
+
+
+def merge(knows: dict[EmulatedStream, int], other: dict[EmulatedStream, int]) -> None:
+    """What is known to be done: the first so many items of each stream (a vector clock; Fidge 1988, Mattern 1989)."""
+    for stream, position in other.items():
+        knows[stream] = max(position, knows.get(stream, 0))
 
 
 class EmulatedDevice:
@@ -180,6 +210,7 @@ class EmulatedDevice:
         self._living: dict[int, Allocation] = {}
         self._streams: list[EmulatedStream] = []
         self._error: EmulationError | None = None
+        self._host_knows: dict[EmulatedStream, int] = {}
 
     # The interface of gpudedup.backends.cuda.device.Device.
 
@@ -223,41 +254,35 @@ class EmulatedDevice:
         check_copy("upload", source, source.size, target.dtype, target.size)
         self.counters.uploads += 1
         self.counters.bytes_up += source.nbytes
-        values, host, owner = source.copy(), unowned(source), host_owner(source)
-        content = self._bytes(target)[: source.nbytes]
+        values, content = source.copy(), self._bytes(target)[: source.nbytes]
 
         def run() -> None:
-            if owner() is None or not np.array_equal(host.view(np.uint8), values.view(np.uint8)):
-                raise EmulationError(
-                    f"the {values.size} values of {values.dtype} of an upload were changed or dropped before the copy"
-                )
+            if not np.array_equal(source.view(np.uint8), values.view(np.uint8)):
+                raise EmulationError(f"the {values.size} values of an upload were changed before the copy")
             content[:] = values.view(np.uint8)
 
-        self._submit(stream, Work(run, self._memory(stream, [target]), host))
+        self._submit(stream, run, writes=[target[: source.size]], host=source)
 
     def download(self, source: DeviceArray, target: HostArray, stream: EmulatedStream) -> None:
         self._enter()
         check_copy("download", target, source.size, source.dtype, target.size)
         self.counters.downloads += 1
         self.counters.bytes_down += source.nbytes
-        host, owner = unowned(target)[: source.size], host_owner(target)
-        content = self._bytes(source)
+        host, content = target[: source.size].view(np.uint8), self._bytes(source)
         queued = (work.host for each in self._streams for work in each.queue if isinstance(work, Work))
         if not any(other is not None and np.may_share_memory(host, other) for other in queued):
-            host.view(np.uint8)[:] = self._fresh(host.nbytes)  # it has no meaning until the stream has passed
+            host[:] = self._fresh(host.nbytes)  # it has no meaning until the stream has passed
 
         def run() -> None:
-            if owner() is None:
-                raise EmulationError(f"the target of a download of {source.size} values was dropped before the copy")
-            host.view(np.uint8)[:] = content
+            host[:] = content
 
-        self._submit(stream, Work(run, self._memory(stream, [source]), host))
+        self._submit(stream, run, reads=[source], host=host)
 
     def fill(self, target: DeviceArray, byte: int, stream: EmulatedStream) -> None:
         self._enter()
         self.counters.fills += 1
         content = self._bytes(target)
-        self._submit(stream, Work(lambda: content.fill(byte), self._memory(stream, [target])))
+        self._submit(stream, lambda: content.fill(byte), writes=[target])
 
     def launch(
         self, kernel: str, blocks: int, threads: int, args: Sequence[DeviceArray | Scalar], stream: EmulatedStream
@@ -274,9 +299,12 @@ class EmulatedDevice:
             self._kernels.launch(kernel, blocks, threads, bare, self._order, seed)
             self.check_guards(f"kernel {kernel}")
 
-        memory = self._memory(stream, args)
+        arrays: tuple[list[DeviceArray], list[DeviceArray]] = ([], [])
+        for parameter, arg in zip(self._kernels.signatures[kernel].parameters, args, strict=True):
+            if isinstance(arg, DeviceArray):
+                arrays[parameter.writes].append(arg)
         if blocks > 0:
-            self._submit(stream, Work(run, memory))
+            self._submit(stream, run, reads=arrays[False], writes=arrays[True])
 
     def for_each(self, body: str, count: int, args: Sequence[DeviceArray | Scalar], stream: EmulatedStream) -> None:
         self._enter()
@@ -290,10 +318,12 @@ class EmulatedDevice:
         function = loop(body)
 
         def run() -> None:
-            function(turns, *values)
-            self.check_guards(f"loop body {body}")
+            try:
+                function(turns, *values)
+            except (IndexError, OverflowError) as error:
+                raise EmulationError(f"loop body {body}: {error}") from error
 
-        self._submit(stream, Work(run, self._memory(stream, args)))
+        self._submit(stream, run, reads=[arg for arg in args if isinstance(arg, DeviceArray)])
 
     def argsort(self, keys: DeviceArray, order: DeviceArray, stream: EmulatedStream) -> None:
         self._enter()
@@ -304,13 +334,13 @@ class EmulatedDevice:
         def run() -> None:
             result[:] = np.argsort(given, kind="stable")
 
-        self._submit(stream, Work(run, self._memory(stream, [keys, order])))
+        self._submit(stream, run, reads=[keys], writes=[order])
 
     def sort(self, keys: DeviceArray, stream: EmulatedStream) -> None:
         self._enter()
         require("sort", keys.dtype == np.uint64)
         self.counters.sorts += 1
-        self._submit(stream, Work(self._values(keys).sort, self._memory(stream, [keys])))
+        self._submit(stream, self._values(keys).sort, writes=[keys])
 
     def scan(self, values: DeviceArray, sums: DeviceArray, stream: EmulatedStream) -> None:
         self._enter()
@@ -322,7 +352,7 @@ class EmulatedDevice:
             result[0] = 0
             np.cumsum(given, dtype=np.uint64, out=result[1:])
 
-        self._submit(stream, Work(run, self._memory(stream, [values, sums])))
+        self._submit(stream, run, reads=[values], writes=[sums])
 
     # What tests look at.
 
@@ -352,31 +382,19 @@ class EmulatedDevice:
 
     def _drop(self, allocation: Allocation) -> None:
         """Called as the last view goes: the next allocation may get the same bytes at once."""
-        queued = [
-            stream
-            for stream in self._streams
-            if any(isinstance(work, Work) and allocation in work.memory for work in stream.queue)
-        ]
+        queue = (work for stream in self._streams for work in stream.queue if isinstance(work, Work))
+        queued = any(allocation in work.memory for work in queue)
         self._used -= reserved(allocation.content.size)
         del self._living[allocation.address]
         for guard in allocation.guards:
             self._kernels.poison(guard.ctypes.data, guard.size, False)
-        if queued and len(allocation.streams) > 1:
+        using = allocation.streams(self._host_knows)
+        if queued and len(using) > 1:
             self._error = EmulationError(
-                f"device memory of {allocation.content.size} bytes was dropped while work that uses it is queued, "
-                f"and {len(allocation.streams)} streams have used it"
+                f"device memory of {allocation.content.size} bytes was dropped while {len(using)} streams use it"
             )
         elif not queued:
             allocation.content[:] = DROPPED
-
-    def _memory(self, stream: EmulatedStream, args: Iterable[DeviceArray | Scalar]) -> tuple[Allocation, ...]:
-        """The allocations behind ``args``, noted as used by ``stream``."""
-        found = tuple(allocation_of(arg) for arg in args if isinstance(arg, DeviceArray))
-        for allocation in found:
-            if self._living.get(allocation.address) is not allocation:
-                raise EmulationError("device memory of another device, or dropped")
-            allocation.streams.add(stream)
-        return found
 
     def _bytes(self, array: DeviceArray) -> npt.NDArray[np.uint8]:
         allocation = allocation_of(array)
@@ -395,12 +413,32 @@ class EmulatedDevice:
         if self.faults.lost is not None and self.counters.calls >= self.faults.lost:
             raise DeviceError("the device is lost")
 
-    def _submit(self, stream: EmulatedStream, item: Work | Wait) -> None:
+    def _submit(
+        self,
+        stream: EmulatedStream,
+        run: Callable[[], None],
+        *,
+        reads: Sequence[DeviceArray] = (),
+        writes: Sequence[DeviceArray] = (),
+        host: HostArray | None = None,
+    ) -> None:
         if stream.device is not self:
             raise EmulationError("a stream of another device")
+        merge(stream.knows, self._host_knows)
+        position = stream.end + 1
+        memory = []
+        for array, written in [*((each, False) for each in reads), *((each, True) for each in writes)]:
+            allocation = allocation_of(array)
+            if self._living.get(allocation.address) is not allocation:
+                raise EmulationError("device memory of another device")
+            allocation.access(array, stream, position, writes=written)
+            memory.append(allocation)
+        self._queue(stream, Work(run, tuple(memory), host))
+
+    def _queue(self, stream: EmulatedStream, item: Work | Wait) -> None:
         stream.queue.append(item)
         if self._timing == "early":
-            self._run_until(stream.end())
+            self._run_until(stream, stream.end)
         elif self._timing == "random":
             self._run_some()
 
@@ -409,7 +447,10 @@ class EmulatedDevice:
         self.counters.synchronisations += 1
         if self._timing == "random":
             self._run_some()
-        self._run_until(event)
+        self._run_until(event.stream, event.position)
+        merge(self._host_knows, event.knows)
+        for allocation in self._living.values():
+            allocation.streams(self._host_knows)
         self.check()
 
     def _run_some(self) -> None:
@@ -417,13 +458,13 @@ class EmulatedDevice:
         while self._random.random() < 0.5 and (ready := [each for each in self._streams if each.ready()]):
             self._random.choice(ready).step()
 
-    def _run_until(self, event: EmulatedEvent) -> None:
-        """No more than ``event`` needs."""
-        while not event.reached:
-            head = event.stream.queue[0]
+    def _run_until(self, stream: EmulatedStream, position: int) -> None:
+        """No more than is needed."""
+        while stream.passed < position:
+            head = stream.queue[0]
             if isinstance(head, Wait):
-                self._run_until(head.event)
-            event.stream.step()
+                self._run_until(head.event.stream, head.event.position)
+            stream.step()
 
 
 def reserved(nbytes: int) -> int:
@@ -450,21 +491,6 @@ def without_owner(arg: DeviceArray | Scalar) -> DeviceArray | Scalar:
     return DeviceArray(arg.address, arg.dtype, arg.size, None) if isinstance(arg, DeviceArray) else arg
 
 
-def host_owner(array: HostArray) -> Callable[[], object]:
-    """Gives the owner of an array's memory, or None once it is gone."""
-    owner = array if array.base is None else array.base
-    try:
-        return weakref.ref(owner)
-    except TypeError:
-        return lambda: owner
-
-
-def unowned(array: HostArray) -> HostArray:
-    """The same memory, not kept by what is returned: ask `host_owner` before it is read."""
-    raw = (ctypes.c_uint8 * array.nbytes).from_address(array.ctypes.data)
-    return np.frombuffer(raw, array.dtype)
-
-
 def check_copy(what: str, host: HostArray, size: int, dtype: np.dtype[Any], room: int) -> None:
     if not (host.flags.c_contiguous and host.ndim == 1):
         raise EmulationError(f"{what} of host memory that is not one run of values: shape {host.shape}")
@@ -488,12 +514,12 @@ def loop(body: str) -> Callable[..., None]:
     try:
         from numba import njit
     except ImportError:
-        njit = None
-    if njit is not None:
-        function = njit(function)
+        compiled = function
+    else:
+        compiled = njit(boundscheck=True)(function)
 
     def run(turns: npt.NDArray[np.int64], *args: Any) -> None:
         for i in turns:
-            function(i, *args)
+            compiled(i, *args)
 
-    return njit(run) if njit is not None else run
+    return run if compiled is function else njit(run)

@@ -425,7 +425,7 @@ def test_declarations_that_cannot_be_launched(source: str) -> None:
 
 def test_declarations() -> None:
     scan = program.declarations(SOURCE)["scan"]
-    assert list(map(str, scan.parameters)) == ["uint32* in", "uint32* out", "uint64* wide"]
+    assert list(map(str, scan.parameters)) == ["const uint32* in", "uint32* out", "uint64* wide"]
     assert scan.bounds == "THREADS"
     assert [*map(str, program.declarations(SOURCE)["add"].parameters)][2] == "uint32 value"
 
@@ -507,13 +507,6 @@ def reuse_early(gpu, first, second, pinned, given, out, result) -> None:  # type
     first.synchronize()
 
 
-def drop_early(gpu, first, second, pinned, given, out, result) -> None:  # type: ignore[no-untyped-def]
-    gpu.upload(pinned.copy(), given, first)
-    gpu.launch("add", 1, THREADS, [given, out, np.uint32(3)], first)
-    gpu.download(out, result, first)
-    first.synchronize()
-
-
 def no_wait(gpu, first, second, pinned, given, out, result) -> None:  # type: ignore[no-untyped-def]
     gpu.upload(pinned, given, first)
     gpu.launch("add", 1, THREADS, [given, out, np.uint32(3)], second)
@@ -538,15 +531,10 @@ def give_back_early(gpu, first, second, pinned, given, out, result) -> None:  # 
     second.synchronize()
 
 
-@pytest.mark.parametrize("use", [reuse_early, drop_early, no_wait, read_early, give_back_early])
-def test_wrong_use_of_streams(kernels: Emulator, use: Callable[..., None]) -> None:
-    with pytest.raises(AssertionError):  # an EmulationError, or other values
-        np.testing.assert_array_equal(with_streams(device(kernels, timing="late"), use), values(THREADS) + 3)
-
-
 def write_too_early(gpu, first, second, pinned, given, out, result) -> None:  # type: ignore[no-untyped-def]
     """The second upload must wait for the kernel that reads the first."""
     gpu.upload(pinned, given, first)
+    second.wait(first.record())
     gpu.launch("add", 1, THREADS, [given, out, np.uint32(3)], first)
     other = np.zeros(THREADS, np.uint32)
     gpu.upload(other, given, second)
@@ -555,12 +543,28 @@ def write_too_early(gpu, first, second, pinned, given, out, result) -> None:  # 
     first.synchronize()
 
 
-def test_some_seed_finds_a_missing_wait(kernels: Emulator) -> None:
-    def wrong(seed: int) -> bool:
-        gpu = device(kernels, timing="random", seed=seed)
-        return not np.array_equal(with_streams(gpu, write_too_early), values(THREADS) + 3)
+@pytest.mark.parametrize("use", [reuse_early, read_early])
+def test_host_memory_used_too_early(kernels: Emulator, use: Callable[..., None]) -> None:
+    with pytest.raises(AssertionError):  # an EmulationError, or other values
+        np.testing.assert_array_equal(with_streams(device(kernels, timing="late"), use), values(THREADS) + 3)
 
-    assert any(map(wrong, range(20)))
+
+@every_timing
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (no_wait, "read on one stream without a wait for another that writes"),
+        (write_too_early, "written on one stream without a wait for another that reads"),
+    ],
+)
+def test_missing_waits(kernels: Emulator, use: Callable[..., None], message: str, timing: Timing) -> None:
+    with pytest.raises(EmulationError, match=message):
+        with_streams(device(kernels, timing=timing), use)
+
+
+def test_memory_given_back_too_early(kernels: Emulator) -> None:
+    with pytest.raises(EmulationError, match="of 1024 bytes was dropped while 2 streams use it"):
+        with_streams(device(kernels, timing="late"), give_back_early)
 
 
 def overrun(gpu: EmulatedDevice, memory: DeviceArray, stream: Stream) -> None:

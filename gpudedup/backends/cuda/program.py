@@ -25,19 +25,23 @@ KERNEL = re.compile(
     rf'extern\s+"C"\s+__global__\s+{BOUNDS.format("before")}void\s+{BOUNDS.format("after")}'
     r"(?P<name>\w+)\s*\((?P<parameters>[^()]*)\)"
 )
-PARAMETER = re.compile(r"(?:const\s+)?(?P<type>\w+)(?:\s+const)?\s*(?P<star>\*?)\s*(?:__restrict__\s+)?(?P<name>\w+)")
+PARAMETER = re.compile(
+    r"(?P<const>const\s+)?(?P<type>\w+)(?:\s+const)?\s*(?P<star>\*?)\s*(?:__restrict__\s+)?(?P<name>\w+)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A value of ``dtype``, or a pointer to such values."""
+    """A value of ``dtype``, or a pointer to such values; ``writes``: one through which the kernel may write."""
 
     name: str
     dtype: np.dtype[Any]
     pointer: bool
+    writes: bool
 
     def __str__(self) -> str:
-        return f"{self.dtype}{'*' if self.pointer else ''} {self.name}"
+        const = "const " if self.pointer and not self.writes else ""
+        return f"{const}{self.dtype}{'*' if self.pointer else ''} {self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ def declarations(source: str) -> dict[str, Signature]:
             parameter = PARAMETER.fullmatch(text)
             if parameter is None or parameter["type"] not in TYPES:
                 raise TypeError(f"kernel {name}: {text!r} is none of {', '.join(TYPES)}, nor a pointer to one")
-            parameters.append(Parameter(parameter["name"], TYPES[parameter["type"]], parameter["star"] == "*"))
+            pointer = parameter["star"] == "*"
+            writes = pointer and parameter["const"] is None
+            parameters.append(Parameter(parameter["name"], TYPES[parameter["type"]], pointer, writes))
         found[name] = Signature(name, tuple(parameters), match["before"] or match["after"])
     if len(found) != len(re.findall(r"\b__global__\b", code)):
         raise TypeError(
