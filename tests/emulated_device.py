@@ -80,6 +80,8 @@ class Allocation:
     def access(self, array: DeviceArray, stream: EmulatedStream, item: int, *, writes: bool) -> None:
         """Note a use; raise EmulationError if nothing keeps it apart from one on another stream."""
         begin, end = array.address, array.address + array.nbytes
+        if array.size == 0:
+            return
         for (first, last, other, wrote), position in self._last.items():
             apart = stream is other or end <= first or last <= begin or stream.knows.get(other, 0) >= position
             if (writes or wrote) and not apart:

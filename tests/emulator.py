@@ -132,7 +132,7 @@ def registry(signatures: dict[str, program.Signature]) -> str:
 
 
 def private_folder() -> Path:
-    """A folder for built libraries that no other user can write to."""
+    """A folder for built libraries that no other user can write to; it stays, so that the next run builds nothing."""
     folder = Path(tempfile.gettempdir()) / f"gpudedup-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
@@ -145,4 +145,4 @@ def call(command: list[str], folder: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
-        raise EmulationError(f"{shlex.join(command)} failed in {folder}:\n{done.stderr[-8000:]}")
+        raise EmulationError(f"{shlex.join(command)} failed in {folder}:\n{done.stderr[:8000]}")

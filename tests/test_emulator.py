@@ -12,7 +12,7 @@ from pathlib import Path
 import emulator
 import numpy as np
 import pytest
-from emulated_device import EmulatedDevice, Faults, Timing
+from emulated_device import EmulatedDevice, Faults, Timing, loop
 from emulator import ORDERS, EmulationError, Emulator, Order
 
 from gpudedup.backends.cuda import program
@@ -159,6 +159,8 @@ extern "C" __global__ void torn_sum(uint32_t* x) {
   const uint32_t old = atomicOr(x, 0);
   atomicExch(x, old + 1);
 }
+
+extern "C" __global__ void last_block_wins(uint32_t* x) { x[threadIdx.x] = blockIdx.x; }
 
 // Planted bugs: errors in every order.
 
@@ -333,18 +335,21 @@ def test_arithmetic(kernels: Emulator) -> None:
         assert wide_out[:, i].tolist() == [u * v >> 64, u.bit_count() + 100 * (64 - u.bit_length())]
 
 
-def outcomes(kernels: Emulator, kernel: str) -> set[bytes]:
+def outcomes(kernels: Emulator, kernel: str, blocks: int) -> set[bytes]:
     found = set()
     for order in ORDERS:
         given = values(THREADS)
-        kernels.launch(kernel, 1, THREADS, [given], order)
+        kernels.launch(kernel, blocks, THREADS, [given], order)
         found.add(given.tobytes())
     return found
 
 
-@pytest.mark.parametrize("kernel", ["missing_barrier", "missing_second_barrier", "unwritten", "torn_sum"])
-def test_results_depend_on_the_order(kernels: Emulator, kernel: str) -> None:
-    assert len(outcomes(kernels, kernel)) > 1
+@pytest.mark.parametrize(
+    ("kernel", "blocks"),
+    [("missing_barrier", 1), ("missing_second_barrier", 1), ("unwritten", 1), ("torn_sum", 1), ("last_block_wins", 9)],
+)
+def test_results_depend_on_the_order(kernels: Emulator, kernel: str, blocks: int) -> None:
+    assert len(outcomes(kernels, kernel, blocks)) > 1
 
 
 @every_order
@@ -490,6 +495,29 @@ def test_sorts_and_sums(kernels: Emulator) -> None:
     np.testing.assert_array_equal(found[2], [sum(small[:i].tolist()) for i in range(1001)])
 
 
+@every_order
+@pytest.mark.parametrize("compiled", [True, False])
+def test_loop_bodies(kernels: Emulator, order: Order, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setitem(sys.modules, "numba", None)
+    loop.cache_clear()
+    gpu = device(kernels, order=order)
+    stream, found = gpu.stream(), np.zeros(100, np.uint64)
+    keys, documents, out = gpu.alloc(100, np.uint64), gpu.alloc(100, np.uint32), gpu.alloc(100, np.uint64)
+    gpu.upload(np.arange(100, dtype=np.uint64) ** 2, keys, stream)
+    gpu.upload(np.arange(100, dtype=np.uint32)[::-1].copy(), documents, stream)
+    gpu.for_each("gather_keys", 100, [keys, documents, out], stream)
+    gpu.download(out, found, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(found, np.arange(99, -1, -1) ** 2)
+    gpu.for_each("gather_keys", 101, [keys, documents, out], stream)
+    with pytest.raises(EmulationError, match=r"loop body gather_keys: .*out of bounds"):
+        stream.synchronize()
+    loop.cache_clear()
+
+
 def with_streams(gpu: EmulatedDevice, use: Callable[..., None]) -> np.ndarray:
     """What comes back of values + 3, if ``use`` queues it rightly."""
     first, second = gpu.stream(), gpu.stream()
@@ -560,6 +588,22 @@ def test_host_memory_used_too_early(kernels: Emulator, use: Callable[..., None])
 def test_missing_waits(kernels: Emulator, use: Callable[..., None], message: str, timing: Timing) -> None:
     with pytest.raises(EmulationError, match=message):
         with_streams(device(kernels, timing=timing), use)
+
+
+@every_timing
+def test_halves_of_one_array_on_two_streams(kernels: Emulator, timing: Timing) -> None:
+    gpu = device(kernels, timing=timing)
+    streams, result = (gpu.stream(), gpu.stream()), np.zeros(THREADS, np.uint32)
+    memory = gpu.alloc(2 * THREADS, np.uint32)
+    for byte, stream in enumerate(streams):
+        half = memory[byte * THREADS : (byte + 1) * THREADS]
+        gpu.fill(half, byte, stream)
+        gpu.launch("add", 1, THREADS, [half, half, np.uint32(byte)], stream)
+        gpu.fill(memory[THREADS:THREADS], 9, stream)
+    streams[1].synchronize()
+    gpu.download(memory[THREADS:], result, streams[0])
+    streams[0].synchronize()
+    assert set(result.tolist()) == {0x01010101 + 1}
 
 
 def test_memory_given_back_too_early(kernels: Emulator) -> None:

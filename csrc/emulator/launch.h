@@ -31,9 +31,11 @@ struct Kernel {
 extern const Kernel kernels[];
 extern const size_t kernel_count;
 
+inline thread_local bool launching = false;  // on this OS thread
+
 /// A wild address, or a division by zero, in a kernel. The handler leaves by a switch of stacks, as fail() always does.
 inline void on_fault(int number, siginfo_t* info, void*) {
-  if (!block.running) {
+  if (!launching || !block.running) {
     signal(number, SIG_DFL);
     return;
   }
@@ -45,6 +47,7 @@ inline void on_fault(int number, siginfo_t* info, void*) {
 class Faults {
  public:
   Faults() {
+    launching = true;
     if (ADDRESS_SANITIZER) return;
     static std::vector<char> memory(64 << 10);
     stack_t stack{};
@@ -57,6 +60,7 @@ class Faults {
     for (size_t i = 0; i < std::size(NUMBERS); ++i) sigaction(NUMBERS[i], &action, &old_[i]);
   }
   ~Faults() {
+    launching = false;
     if (ADDRESS_SANITIZER) return;
     for (size_t i = 0; i < std::size(NUMBERS); ++i) sigaction(NUMBERS[i], &old_[i], nullptr);
     sigaltstack(&old_stack_, nullptr);
