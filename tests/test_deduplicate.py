@@ -117,6 +117,10 @@ def random_options(rng: random.Random) -> dict[str, Any]:
 @settings(max_examples=120, deadline=None)
 @given(st.integers(0, 2**32))
 def test_equals_reference(seed: int) -> None:
+    assert_random_run_equals_reference(seed)
+
+
+def assert_random_run_equals_reference(seed: int) -> None:
     rng = random.Random(seed)
     texts = random_corpus(rng, rng.choice([1, 5, 20, 60, 100]))
     options = random_options(rng)
@@ -166,6 +170,10 @@ def assert_same(result: gpudedup.Result, expected: reference.Result) -> None:
 @pytest.mark.parametrize("across", [False, True])
 def test_several_blocks_of_documents_equal_reference(window: int, across: bool) -> None:
     """More documents than are decided at once: what an earlier block removed is skipped in the next."""
+    assert_several_blocks_equal_reference(window, across)
+
+
+def assert_several_blocks_equal_reference(window: int, across: bool) -> None:
     rng = random.Random(window)
     originals = [[rng.choice(WORDS) + str(rng.randrange(9)) for _ in range(14)] for _ in range(40)]
     texts = []

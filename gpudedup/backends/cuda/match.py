@@ -66,14 +66,15 @@ class DeviceBuckets:
         lengths = np.concatenate([np.zeros(0, np.uint32), *self._lengths])
         self.bounded_buckets = int((lengths > most).sum())
         self.longest = int(lengths.max(initial=min(self.count, 1)))  # documents without company have a bucket each
-        self.bounded_documents = self._sum(self._bounded) if self.bounded_buckets else 0
+        self.bounded_documents = self._scan(self._bounded)[1] if self.bounded_buckets else 0
         del self._bounded
+        marks = self._zeros(self.count)
+        device.for_each("mark_members", self._members.size, [self._members, marks], stream)
+        self._shared = np.flatnonzero(self._fetch(marks[: self.count])).astype(np.uint32)
 
     def shared(self) -> U32:
         """The documents that share a bucket with another."""
-        marks = self._zeros(self.count)
-        self._device.for_each("mark_members", self._members.size, [self._members, marks], self._stream)
-        return np.flatnonzero(self._fetch(marks[: self.count])).astype(np.uint32)
+        return self._shared
 
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
@@ -208,9 +209,6 @@ class DeviceBuckets:
         sums = self._device.alloc(values.size + 1, np.uint64)
         self._device.scan(values, sums, self._stream)
         return sums, int(self._fetch(sums[values.size :])[0])
-
-    def _sum(self, values: DeviceArray) -> int:
-        return self._scan(values)[1]
 
     def _fetch(self, array: DeviceArray) -> HostArray:
         host = np.empty(array.size, array.dtype)

@@ -26,7 +26,8 @@ MEASURE_BLOCKS = 512
 class Compare(Protocol):
     """How pairs are compared: a kernel, and its arguments for it."""
 
-    kernel: str
+    @property
+    def kernel(self) -> str: ...
 
     def args(self) -> list[DeviceArray | Scalar]: ...
 

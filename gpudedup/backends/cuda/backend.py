@@ -1,0 +1,169 @@
+"""The CUDA backend: sign, match and verify on one device, the rest on this machine's cores.
+
+What does not fit the device is done by the CPU backend, with the same answer: a batch of which a document is too long,
+buckets, sets, or a whole verification. So are components, streams and grouping by content, which are no work for a GPU
+or little work at all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup import _cpu
+from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch, Stream, ToSign
+from gpudedup.backends.columns import buffers
+from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.cuda.device import Device
+from gpudedup.backends.cuda.match import DeviceBuckets
+from gpudedup.backends.cuda.sets import DeviceSets
+from gpudedup.backends.cuda.sign import Request, Signer
+from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
+from gpudedup.errors import DeviceMemoryError
+from gpudedup.params import Params
+
+PIECE_BYTES = 64 << 20
+"""Of text at once on the device: kernels of 100 microseconds and more, and three pieces in little pinned memory."""
+
+PIECE_SHARE = 64
+"""A piece takes up to some 16 times its bytes beside it, and three are under way: at most this part of free memory."""
+
+
+class CudaBackend:
+    """One device with its streams."""
+
+    def __init__(self, params: Params, device: Device, reason: str) -> None:
+        self.name = f"cuda ({device.name})"
+        self.reason = reason
+        self._params, self._device = params, device
+        self._host = CpuBackend(params, reason)
+        self.workers = self._host.workers
+        self._stream = device.stream()
+        piece_bytes = max(1 << 16, min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE))
+        self._signer = Signer(device, params, piece_bytes=piece_bytes)
+
+    def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
+        source, drawn = iter(batches), deque[ToSign]()
+
+        def requests(again: Iterable[ToSign]) -> Iterator[Request]:
+            for batch in again:
+                yield _request(batch)
+            for batch in source:
+                drawn.append(batch)
+                yield _request(batch)
+
+        while True:
+            try:
+                for signed in self._signer.sign(requests(tuple(drawn))):
+                    drawn.popleft()
+                    yield signed
+                return
+            except DeviceMemoryError:  # a document of the next batch does not fit
+                yield from self._host.sign([drawn.popleft()])
+
+    def shingles(self, texts: Iterable[pa.Array]) -> Iterator[Shingles]:
+        for signed in self.sign(ToSign(text, shingles=True) for text in texts):
+            assert signed.shingles is not None
+            yield signed.shingles
+
+    def hash_values(self, values: pa.Array) -> U64:
+        return self._host.hash_values(values)
+
+    def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
+        return self._host.group_content(order, content, within, across)
+
+    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> Buckets:
+        try:
+            return DeviceBuckets(
+                self._device,
+                self._stream,
+                band_keys,
+                documents,
+                scopes,
+                across,
+                bands=self._params.banding.bands,
+                window=self._params.bucket_window,
+                workers=self.workers,
+            )
+        except DeviceMemoryError:
+            return self._host.buckets(band_keys, documents, scopes, across)
+
+    def set_store(self, count: int, *, memory_bytes: int, directory: str) -> SetStore:
+        host = self._host.set_store(count, memory_bytes=memory_bytes, directory=directory)
+        if self._params.clustering == "components":
+            return host
+        try:
+            return DeviceSets(self._device, self._stream, host, count, workers=self.workers)
+        except DeviceMemoryError:
+            return host
+
+    def verify(
+        self,
+        buckets: Buckets,
+        *,
+        threshold_ppm: int,
+        sets: SetStore | None,
+        lanes: list[U32] | None,
+        documents: U32,
+        leader: U32 | None,
+        prior: Decision | None,
+    ) -> Decision:
+        if isinstance(buckets, DeviceBuckets) and self._params.clustering == "keepers":
+            try:
+                compare = self._compare(threshold_ppm, sets, lanes, documents)
+                if compare is not None:
+                    return Keepers(self._device, self._stream, buckets, compare, leader).run()
+            except DeviceMemoryError:
+                pass
+        return self._host.verify(
+            _buckets_on_host(buckets),
+            threshold_ppm=threshold_ppm,
+            sets=sets.on_host() if isinstance(sets, DeviceSets) else sets,
+            lanes=lanes,
+            documents=documents,
+            leader=leader,
+            prior=None if isinstance(prior, DeviceDecision) else prior,
+        )
+
+    def undecided(self, buckets: Buckets, prior: Decision) -> U32:
+        if isinstance(prior, DeviceDecision):  # compared again from the start: that is quick
+            return buckets.shared()
+        return self._host.undecided(_buckets_on_host(buckets), prior)
+
+    def stream(self, *, memory_bytes: int, directory: str) -> Stream:
+        return self._host.stream(memory_bytes=memory_bytes, directory=directory)
+
+    def _compare(
+        self, threshold_ppm: int, sets: SetStore | None, lanes: list[U32] | None, documents: U32
+    ) -> Compare | None:
+        """How the device compares pairs; None if what it takes is not there."""
+        if sets is not None:
+            on_device = isinstance(sets, DeviceSets) and sets.on_device
+            return CompareSets(sets, threshold_ppm) if isinstance(sets, DeviceSets) and on_device else None
+        if lanes is None:
+            return CompareNothing()
+        device, stream, num_perm = self._device, self._stream, self._params.num_perm
+        count = sum(len(batch) for batch in lanes)
+        every, rows = device.alloc(count * num_perm, np.uint32), device.alloc(len(documents), np.uint32)
+        first = 0
+        for batch in lanes:
+            device.upload(batch.reshape(-1), every[first:], stream)
+            first += batch.size
+        device.upload(documents, rows, stream)
+        stream.synchronize()
+        return CompareLanes(every, rows, num_perm, threshold_ppm)
+
+
+def _request(batch: ToSign) -> Request:
+    values, offsets = buffers(batch.text)
+    return Request(values, offsets, batch.scope_keys, batch.band_keys, batch.lanes, batch.shingles)
+
+
+def _buckets_on_host(buckets: Buckets) -> _cpu.Buckets:
+    if isinstance(buckets, DeviceBuckets):
+        return buckets.on_host()
+    assert isinstance(buckets, _cpu.Buckets)
+    return buckets

@@ -1,0 +1,171 @@
+"""Whole runs on the CUDA backend, on the emulated device: the answers of the reference and the CPU, or clear errors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from corpora import EDGES, text_array
+from emulated_device import EmulatedDevice, Faults
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_deduplicate import (
+    assert_random_run_equals_reference,
+    assert_several_blocks_equal_reference,
+    random_corpus,
+    rows_of,
+)
+
+import gpudedup
+from gpudedup.backends.base import ToSign
+from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.cuda import verify as rounds
+from gpudedup.backends.cuda.backend import CudaBackend
+from gpudedup.errors import DeviceError
+from gpudedup.params import Params
+
+pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
+
+Made = Callable[[], EmulatedDevice]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Made], list[EmulatedDevice]]:
+    """use(make): runs go to devices that make() gives, which are listed."""
+
+    def choose(make: Made) -> list[EmulatedDevice]:
+        devices: list[EmulatedDevice] = []
+
+        def select(params: Params) -> CudaBackend:
+            devices.append(make())
+            return CudaBackend(params, devices[-1], "as asked")
+
+        for module in ("engines.local", "streaming"):
+            monkeypatch.setattr(f"gpudedup.{module}.select_backend", select)
+        return devices
+
+    return choose
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "FIRST_BLOCK", 7)
+    monkeypatch.setattr(rounds, "LARGEST_BLOCK", 300)
+    monkeypatch.setattr(rounds, "MEASURE_BLOCKS", 2)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32))
+def test_random_runs_equal_reference(use: Any, seed: int) -> None:
+    order = ("forward", "reverse", "random")[seed % 3]
+    devices = use(lambda: EmulatedDevice(order=order, timing="random", seed=seed))  # type: ignore[arg-type]
+    assert_random_run_equals_reference(seed)
+    for device in devices:
+        device.check()
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_several_blocks_equal_reference(use: Any, across: bool) -> None:
+    use(EmulatedDevice)
+    assert_several_blocks_equal_reference(2, across)
+
+
+def corpus() -> pa.Table:
+    rng = random.Random(11)
+    texts = [*random_corpus(rng, 150), *(" ".join(f"w{rng.randrange(60)}" for _ in range(3000)) for _ in range(3))]
+    return pa.table({"text": texts, "k": [rng.randrange(5) for _ in texts]})
+
+
+OPTIONS: dict[str, Any] = {"threshold": 0.6, "num_perm": 64, "keep_sets": True, "within": "k"}
+
+
+def answer(data: Any, **options: Any) -> tuple[Any, ...]:
+    result = gpudedup.deduplicate(data, **options)
+    return rows_of(result.removed), rows_of(result.at(0.8).removed), result.summary().compared_pairs
+
+
+def test_the_same_work_as_the_cpu(use: Any) -> None:
+    """Equal removals at both thresholds, and equal numbers of comparisons: neither backend looks at more pairs."""
+    table = corpus()
+    on_cpu = answer(table, **OPTIONS)
+    assert on_cpu[0]
+    devices = use(EmulatedDevice)
+    assert answer(table, **OPTIONS) == on_cpu
+    assert devices[0].counters.launches > 10
+
+
+@pytest.mark.parametrize("verify", ["exact", "signature", "none"])
+def test_no_room_at_any_allocation(use: Any, verify: str) -> None:
+    """Out of memory at each allocation in turn, on the device or of pinned memory: the same answer."""
+    table, options = corpus().slice(100), {**OPTIONS, "verify": verify}
+    expected = answer(table, **options)
+    baseline = use(EmulatedDevice)
+    assert answer(table, **options)[:2] == expected[:2]
+    counters = baseline[0].counters
+    constants = 5  # the parameters' own memory: without it there is no backend
+    for number in range(constants + 1, counters.allocations + 1, 3):
+        use(lambda n=number: EmulatedDevice(faults=Faults(allocation=n)))
+        assert answer(table, **options)[:2] == expected[:2], number
+    for number in range(1, counters.host_allocations + 1):
+        use(lambda n=number: EmulatedDevice(faults=Faults(host_allocation=n)))
+        assert answer(table, **options)[:2] == expected[:2], number
+
+
+def test_a_lost_device_is_an_error_and_never_a_wrong_answer(use: Any) -> None:
+    table = corpus().slice(100)
+    expected = answer(table, **OPTIONS)
+    devices = use(EmulatedDevice)
+    assert answer(table, **OPTIONS)[:2] == expected[:2]
+    calls = devices[0].counters.calls
+    for number in range(1, calls, max(1, calls // 60)):
+        use(lambda n=number: EmulatedDevice(faults=Faults(lost=n)))
+        with pytest.raises(DeviceError, match="lost"):
+            answer(table, **OPTIONS)
+    launches = devices[0].counters.launches
+    for number in range(1, launches + 1, 3):
+        use(lambda n=number: EmulatedDevice(faults=Faults(launch=n)))
+        with pytest.raises(DeviceError, match="refused"):
+            answer(table, **OPTIONS)
+
+
+def test_a_small_device(use: Any) -> None:
+    """Memory for a few documents at a time, and for no more: pieces get smaller, the rest is done by the CPU."""
+    table = corpus()
+    expected = answer(table, **OPTIONS)
+    for kilobytes in (900, 1200, 2000, 5000):
+        devices = use(lambda k=kilobytes: EmulatedDevice(memory_bytes=k << 10))
+        assert answer(table, **OPTIONS)[:2] == expected[:2]
+        assert devices[0].counters.peak_bytes <= kilobytes << 10
+
+
+def test_streams_equal_one_batch(use: Any) -> None:
+    table = corpus().drop_columns(["k"])
+    expected = gpudedup.deduplicate(table, threshold=0.6, num_perm=64).keep_mask.to_pylist()
+    use(lambda: EmulatedDevice(timing="random"))
+    stream = gpudedup.Deduplicator(threshold=0.6, num_perm=64)
+    masks = [stream.filter(table.slice(first, 40)).to_pylist() for first in range(0, len(table), 40)]
+    assert [keep for mask in masks for keep in mask] == expected
+
+
+def test_batches_of_every_kind_in_a_row() -> None:
+    """Huge, tiny, empty and broken documents in turn, with all outputs, against the CPU backend."""
+    params = Params(num_perm=32, bands=4, rows=8)
+    batches = [text_array(texts * 3, pa.large_binary()) for texts in EDGES.values()]
+    batches += [text_array(["z"] * 3000, pa.binary()), pa.array([None, None], pa.string())]
+    device = EmulatedDevice(timing="random", order="random")
+    wanted = [ToSign(batch, None, True, True, True) for batch in batches]
+    made = list(CudaBackend(params, device, "as asked").sign(iter(wanted)))
+    for ours, theirs in zip(made, CpuBackend(params, "as asked").sign(wanted), strict=True):
+        np.testing.assert_array_equal(ours.content, theirs.content)
+        np.testing.assert_array_equal(ours.unit_count, theirs.unit_count)
+        np.testing.assert_array_equal(ours.band_keys, theirs.band_keys)
+        np.testing.assert_array_equal(ours.lanes, theirs.lanes)
+        assert ours.shingles is not None
+        assert theirs.shingles is not None
+        np.testing.assert_array_equal(ours.shingles.offsets, theirs.shingles.offsets)
+        np.testing.assert_array_equal(ours.shingles.hashes, theirs.shingles.hashes)
+    device.check()
