@@ -14,9 +14,9 @@ from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths, open_source
 from gpudedup.params import Params, make_params
 from gpudedup.result import Result, Summary
+from gpudedup.stages.apply import new_run
 from gpudedup.stages.sign import Progress, columns_needed
 from gpudedup.store import run_directory as store
-from gpudedup.store.run_directory import RunDirectory
 
 
 def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Result:
@@ -71,7 +71,7 @@ def run(
     if not isinstance(out, str | os.PathLike):
         raise ParameterError(f"out must be the path of a directory, got {out!r}")
     source = open_paths(paths, **_reading(params))
-    with closing(source), RunDirectory.create(out, [s.name for s in source.shards], paths, output) as directory:
+    with closing(source), new_run(out, source, paths, output) as directory:
         result = Result(run_stages(source, params, progress=progress))
         result.write(directory, progress)
     return Run.open(out)

@@ -363,17 +363,20 @@ def read_texts(run: Run, places: list[Place], most: int | None = None) -> tuple[
 def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
     """One shard of the run's input. Raises InputError if it is gone, cannot be read, or is not what the run read."""
     from gpudedup.io import open_paths
+    from gpudedup.io.source import input_files
 
     params = run.summary().parameters
+    path = os.path.join(run.manifest.working_directory, shard)
     source = open_paths(
-        [shard],
+        # The run and its input may both have been moved, and still lie the same way to where this is asked.
+        [shard if os.path.lexists(shard) and not os.path.lexists(path) else path],
         text_column=params.text_column,
         columns=[column],
         memory_bytes=READ_MEMORY_BYTES if params.memory is None else parse_memory(params.memory),
         on_error=params.on_error,
     )
     try:
-        now = source.shards[0].fingerprint
+        ((_, now),) = input_files(source.shards)
         (then,) = (entry for entry in run.manifest.inputs if entry.path == shard)
         if now is None or (now.size_bytes, now.mtime_ns) != (then.size_bytes, then.mtime_ns):
             raise InputError(f"{shard} was changed after the run")

@@ -13,9 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.engines.local import Outcome, decide_again, silent
+from gpudedup.io.skips import skipped_files
+from gpudedup.io.source import first_rows, input_files
 from gpudedup.machine import description
 from gpudedup.params import SPEC, Banding, Params
-from gpudedup.stages.apply import all_removals, kept_batches, write_all
+from gpudedup.stages.apply import all_removals, kept_batches, new_run, write_all
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR
 from gpudedup.stages.sign import Progress
 from gpudedup.store.manifest import InputEntry, Manifest, SkippedEntry
@@ -37,6 +39,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Documents without units, removed (drop_empty) or kept."""
     skipped: int
     """Rows left out because they could not be read (on_error="skip")."""
+    skipped_files: int
+    """Files of which no row could be read, left out beside those rows."""
     clusters: int
     text_bytes: int
     threshold: float
@@ -102,7 +106,8 @@ class Result:
     @cached_property
     def removed(self) -> pa.Table:
         """One row per removal, in input order: what was removed, for which keeper, why (docs/spec.md, section 13)."""
-        return all_removals(self._outcome.signed, self._outcome.decided, self._outcome.params)
+        outcome = self._outcome
+        return all_removals(outcome.source, outcome.signed, outcome.decided, outcome.params)
 
     def clusters(self) -> pa.Table:
         """One row per document that was kept for others or removed for one: ``cluster`` (the keeper's input position),
@@ -151,6 +156,7 @@ class Result:
             removed_empty=int((decided.reason == EMPTY).sum()),
             empty=int((signed.unit_count == 0).sum()) - skipped,
             skipped=skipped,
+            skipped_files=skipped_files(outcome.source.skipped),
             clusters=len(np.unique(decided.keeper[decided.keeper >= 0])),
             text_bytes=signed.text_bytes,
             threshold=outcome.params.threshold,
@@ -175,14 +181,14 @@ class Result:
         with outcome.seconds.stage("apply"):
             progress("apply", signed.rows, signed.text_bytes)
             write_all(directory, outcome.source, signed, outcome.decided, self.removed, outcome.backend.workers)
-        rows = np.diff(signed.shard_first).tolist()
+        rows = np.diff(first_rows(shards, signed.shard_first)).tolist()
         directory.finish(
             version=version("gpudedup"),
             **self.summary().for_manifest(),
             inputs=[
-                InputEntry(path=shard.name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=count)
-                for shard, count in zip(shards, rows, strict=True)
-                if (mark := shard.fingerprint) is not None
+                InputEntry(path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=count)
+                for (name, mark), count in zip(input_files(shards), rows, strict=True)
+                if mark is not None
             ],
             skipped=[SkippedEntry(**asdict(entry)) for entry in outcome.source.skipped],
             machine=description(),
@@ -193,8 +199,9 @@ class Result:
 
         Raises OutputError if ``out`` is taken or cannot be written.
         """
-        names = [shard.name for shard in self._outcome.source.shards]
-        with RunDirectory.create(out, names, [name for name in names if name], output) as directory:
+        source = self._outcome.source
+        names = [name for name, _ in input_files(source.shards) if name]
+        with new_run(out, source, names, output) as directory:
             self.write(directory)
 
     def __repr__(self) -> str:

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import gpudedup
-from gpudedup.errors import InputError, MemoryLimitError, OutputError
+from gpudedup.errors import InputError, MemoryLimitError
+from gpudedup.explain import explain
 from gpudedup.io import open_paths
 from gpudedup.io import plain as module
+from gpudedup.io.source import first_rows, input_files
 from gpudedup.io.streams import well_formed
 
 MEMORY = 1 << 30
@@ -42,8 +45,8 @@ def source(*paths, columns=("text",), memory_bytes=MEMORY, on_error="fail"):
     return open_paths(names, text_column="text", columns=list(columns), memory_bytes=memory_bytes, on_error=on_error)
 
 
-def text_of(shard):
-    (batch,) = shard.read(["text"])
+def text_of(found):
+    (batch,) = found.shards[0].read(["text"])
     assert batch.rows.tolist() == [0]
     return batch.columns.column(0)[0].as_py()
 
@@ -55,23 +58,29 @@ def test_reads_and_copies(tmp_path, suffix):
         found = source(path)
         (shard,) = found.shards
         expected = (data[3:] if number == 3 else data).decode("utf-8", "replace")
-        assert text_of(shard) == expected
+        assert text_of(found) == expected
         assert found.column_type("text") == pa.large_string()
         assert found.kept_schema() == pa.schema({"text": pa.large_string()})
         (batch,) = shard.read(["text"], np.array([0]))
         assert batch.columns.schema == found.kept_schema()
         assert list(shard.read(["text"], np.zeros(0, np.int64))) == []
-        with pytest.raises(InputError, match="has no row 1"):
+        with pytest.raises(InputError, match="there is no file 1; the input has 1"):
             list(shard.read(["text"], np.array([1])))
         (kept,) = shard.kept(np.array([True]))
         assert kept.to_pylist() == [{"text": expected}]
         assert list(shard.kept(np.array([False]))) == []
-        assert shard.write_kept(np.array([True]), tmp_path / "kept") == path.stat().st_size
-        assert (tmp_path / "kept").read_bytes() == path.read_bytes()
-        assert shard.write_kept(np.array([False]), tmp_path / "removed") == 0
-        assert not (tmp_path / "removed").exists()
-        with pytest.raises(ValueError, match="keep has 2 values for the one row"):
-            shard.write_kept(np.ones(2, bool), tmp_path / "kept")
+        (file,) = shard.files
+        assert file.path == str(path)
+        assert b"".join(file.blocks()) == path.read_bytes()
+        with pytest.raises(ValueError, match="keep has 2 values for 1 files"):
+            list(shard.kept(np.ones(2, bool)))
+
+
+def test_long_files_are_copied_in_blocks(tmp_path):
+    path = write(tmp_path, np.random.default_rng(3).bytes(3_000_000))
+    blocks = list(source(path).shards[0].files[0].blocks())
+    assert max(map(len, blocks)) <= 1 << 20
+    assert b"".join(blocks) == path.read_bytes()
 
 
 @given(st.lists(st.sampled_from([b"a", b"\xe4", b"\xb8", b"\xad", b"\xf0\x9f", b"\x98\x80", b"\xff", b"\xed\xa0\x80"])))
@@ -87,33 +96,36 @@ def test_many_files_a_batch(tmp_path, monkeypatch):
     for number, text in enumerate(texts):
         write(tmp_path, text.encode() if number != 7 else b"\xff", name=f"d/{number:03}")
     found = source(tmp_path)
-    assert [shard.name for shard in found.shards] == [f"{tmp_path}/d/{number:03}.txt" for number in range(300)]
+    (shard,) = found.shards
+    names = [f"{tmp_path}/d/{number:03}.txt" for number in range(300)]
+    assert [file.path for file in shard.files] == names
+    assert [name for name, _ in input_files(found.shards)] == names
+    assert first_rows(found.shards, np.array([0, 300])).tolist() == list(range(301))
     for target, count in ((1 << 20, 1), (1000, 10)):
         monkeypatch.setattr(module, "TARGET_BYTES", target)
-        places, read = [], []
-        batches = list(found.gathered(found.shards, ["text"]))
-        for place, batch in batches:
-            assert len(place) == len(batch.rows) == batch.columns.num_rows
-            assert not batch.rows.any()
+        rows, read = [], []
+        batches = list(shard.read(["text"]))
+        for batch in batches:
+            assert len(batch.rows) == batch.columns.num_rows
             assert sum(map(len, batch.columns.column(0).to_pylist())) <= target
-            places += place.tolist()
+            rows += batch.rows.tolist()
             read += batch.columns.column(0).to_pylist()
         assert len(batches) >= count
-        assert (places, read) == (list(range(300)), texts)
-    some = [found.shards[number] for number in (3, 8, 299)]
-    assert [row for _, batch in found.gathered(some, ["text"]) for row in batch.columns.column(0).to_pylist()] == [
-        texts[number] for number in (3, 8, 299)
-    ]
+        assert (rows, read) == (list(range(300)), texts)
+        some = np.array([3, 8, 299])
+        again = [(batch.rows.tolist(), batch.columns.column(0).to_pylist()) for batch in shard.read(["text"], some)]
+        assert [row for rows, _ in again for row in rows] == some.tolist()
+        assert [text for _, read in again for text in read] == [texts[row] for row in some]
 
 
 def test_beside_data_plain_text_is_no_document(tmp_path):
     write(tmp_path, b"# Read me", ".md", "d/README")
     write(tmp_path, b"notes", ".txt", "d/notes")
-    assert len(source(tmp_path / "d").shards) == 2
+    assert len(source(tmp_path / "d").shards[0].files) == 2
     write(tmp_path, b'{"text":"a"}\n', ".jsonl", "d/sub/a")
     assert [shard.name for shard in source(tmp_path / "d").shards] == [str(tmp_path / "d/sub/a.jsonl")]
     assert len(source(str(tmp_path / "d/**/*")).shards) == 1
-    assert len(source(str(tmp_path / "d/*.md")).shards) == 1
+    assert len(source(str(tmp_path / "d/*.md")).shards[0].files) == 1
     with pytest.raises(
         InputError, match=r"different formats .*: .*README.md \(plain text\) and .*a.jsonl \(JSON Lines\); convert"
     ):
@@ -158,9 +170,8 @@ def test_damaged_file(tmp_path, suffix, data, message):
         list(source(path).shards[0].read(["text"]))
     found = source(path, good, on_error="skip")
     (batch,) = found.shards[0].read(["text"])
-    assert (batch.rows.tolist(), batch.damaged.tolist()) == ([0], [0])
-    assert batch.columns.column(0).to_pylist() == [None]
-    assert text_of(found.shards[1]) == "good"
+    assert (batch.rows.tolist(), batch.damaged.tolist()) == ([0, 1], [0])
+    assert batch.columns.column(0).to_pylist() == [None, "good"]
     (skipped,) = found.skipped
     assert (skipped.shard, skipped.first_row, skipped.count) == (str(path), 0, 1)
 
@@ -177,13 +188,13 @@ def test_file_without_permission(tmp_path):
 @pytest.mark.parametrize("on_error", ["fail", "skip"])
 def test_changed_while_it_was_read(tmp_path, suffix, on_error):
     path = write(tmp_path, b"abc", suffix)
-    (shard,) = source(path, on_error=on_error).shards
+    found = source(path, on_error=on_error)
     for content in (b"abcdefgh", b"a", b"", None):
         if content is None:
             path.unlink()
         else:
             path.write_bytes(compress(content, suffix))
-        for action in (lambda: text_of(shard), lambda: shard.write_kept(np.array([True]), tmp_path / "kept")):
+        for action in (lambda: text_of(found), lambda: list(found.shards[0].files[0].blocks())):
             with pytest.raises(InputError, match="while it was being read"):
                 action()
 
@@ -200,8 +211,7 @@ def test_random_damage_gives_typed_errors_only(tmp_path):
         path.write_bytes(data[: rng.integers(1, len(data))] if trial % 7 == 0 else data)
         for on_error in ("fail", "skip"):
             try:
-                (shard,) = source(path, on_error=on_error).shards
-                (batch,) = shard.read(["text"])
+                (batch,) = source(path, on_error=on_error).shards[0].read(["text"])
                 batch.columns.validate(full=True)
             except InputError:
                 assert on_error == "fail"
@@ -214,13 +224,14 @@ def test_random_damage_gives_typed_errors_only(tmp_path):
 def test_file_too_long_for_memory(tmp_path, suffix):
     path = write(tmp_path, b"0" * 20_000_000, suffix)
     with pytest.raises(MemoryLimitError, match=r"has more than 16000000 bytes of text, which is what memory=64000000"):
-        text_of(source(path, memory_bytes=64_000_000).shards[0])
-    assert len(text_of(source(path).shards[0])) == 20_000_000
+        text_of(source(path, memory_bytes=64_000_000))
+    assert len(text_of(source(path))) == 20_000_000
 
 
 CHILD = """
 import sys
 from pathlib import Path
+from gpudedup.explain import explain
 from gpudedup.io import open_paths
 def peak_bytes():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -243,13 +254,6 @@ def test_long_file_takes_no_more_than_memory(tmp_path, end, suffix):
     assert peak < 400e6
 
 
-def test_writing_where_one_cannot(tmp_path):
-    (shard,) = source(write(tmp_path, b"a" * 1_000_000)).shards
-    for path, message in ((tmp_path / "missing" / "kept", "No such file"), (Path("/dev/full"), "No space left")):
-        with pytest.raises(OutputError, match=message):
-            shard.write_kept(np.array([True]), path)
-
-
 @pytest.mark.parametrize("output", ["kept", "mask", "none"])
 def test_whole_run(tmp_path, output):
     words = [f"w{number}" for number in range(400)]
@@ -263,9 +267,45 @@ def test_whole_run(tmp_path, output):
         f"{tmp_path}/in/1/1.txt": f"{tmp_path}/in/0/4.txt",
     }
     assert run.removed["row"].to_pylist() == [0, 0]
+    run.verify()
+    written = [(entry.path, entry.shard, entry.rows) for entry in run.manifest.outputs]
+    assert ("removed/data.parquet", "", 2) in written
+    inputs = [f"{tmp_path}/in/{number % 2}/{number}.txt" for number in (0, 2, 4, 1, 3)]
+    assert [(entry.path, entry.rows) for entry in run.manifest.inputs] == [(path, 1) for path in inputs]
     if output == "kept":
         found = {str(path.relative_to(tmp_path / "out/kept")): path.read_text() for path in run.kept}
         assert found == {"0/0.txt": texts[0], "0/4.txt": texts[4], "1/3.txt": texts[3]}
-        assert sorted(path.name for path in (tmp_path / "out/kept").rglob("*.txt")) == ["0.txt", "3.txt", "4.txt"]
+        assert [shard for path, shard, _ in written if path.startswith("kept")] == [inputs[at] for at in (0, 2, 4)]
+        assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == sorted(
+            ["0", "0.txt", "1", "3.txt", "4.txt", "data.parquet", "kept", "manifest.json", "removed"]
+        )
     if output == "mask":
         assert run.keep_mask.to_pylist() == [True, False, True, False, True]
+        table = pq.read_table(tmp_path / "out/keep_mask/data.parquet")
+        assert table.to_pydict() == {"shard": inputs, "keep": run.keep_mask.to_pylist()}
+    explained = explain(run, f"{inputs[1]}:0")
+    assert (explained.status, explained.document.text) == ("removed", texts[2])
+    assert explained.keeper.text == texts[0]
+    assert [removal.document.shard for removal in explain(run, f"{inputs[2]}:0").removed_for_it] == [inputs[3]]
+
+
+def test_skipping_in_a_whole_run(tmp_path):
+    """The damaged file stands between others, so that places after it would show a shift."""
+    for number, data in enumerate([b"one two three", b"no gzip", b"one two three", b"four five six"]):
+        (tmp_path / f"{number}.txt{'.gz' if number == 1 else ''}").write_bytes(data)
+    result = gpudedup.deduplicate(tmp_path, on_error="skip")
+    assert result.keep_mask.to_pylist() == [True, False, False, True]
+    assert result.removed["shard"].to_pylist() == [f"{tmp_path}/2.txt"]
+    assert (result.summary().skipped, result.summary().skipped_files) == (1, 0)
+    result.save(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out/kept").iterdir()) == ["0.txt", "3.txt"]
+
+
+def test_a_change_before_copying_leaves_nothing(tmp_path):
+    for number in range(3):
+        write(tmp_path / "in", b"text %d" % number, name=str(number))
+    result = gpudedup.deduplicate(tmp_path / "in")
+    write(tmp_path / "in", b"longer than before", name="1")
+    with pytest.raises(InputError, match=r"1.txt changed while it was being read"):
+        result.save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

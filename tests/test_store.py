@@ -8,6 +8,7 @@ import errno
 import gc
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import gpudedup
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
+from gpudedup.explain import explain
 from gpudedup.store import manifest as manifests
 from gpudedup.store.atomic import atomic_file, output_errors
 from gpudedup.store.manifest import InputEntry, SkippedEntry
@@ -374,6 +377,117 @@ def test_kill_leaves_no_half_file_under_a_final_name(tmp_path):
         Run.open(tmp_path / "out")
     with pytest.raises(OutputError, match="unfinished run"):
         RunDirectory.create(tmp_path / "out", ["a.jsonl"])
+
+
+# Many small files
+
+SMALL = ("in/x/1.txt", "in/x/y/2.txt", "in/3.txt")
+
+
+def write_small(out: Path, fail: BaseException | None = None) -> Path:
+    with RunDirectory.create(out, SMALL, one_table=True) as run:
+        with run.kept_files() as write:
+            for name in SMALL:
+                write(name, [name.encode(), b"", b" and more"])
+                assert not (out / "kept").exists(), "named when all of it is there"
+            if fail is not None:
+                raise fail
+        run.write_removed("", REMOVED)
+        finish(run, SMALL)
+    return out
+
+
+def test_many_small_files(tmp_path):
+    out = write_small(tmp_path / "out")
+    assert files(out) == [
+        *("kept", "kept/3.txt", "kept/x", "kept/x/1.txt", "kept/x/y", "kept/x/y/2.txt"),
+        *("manifest.json", "removed", "removed/data.parquet"),
+    ]
+    run = Run.open(out)
+    run.verify()
+    assert [path.read_bytes() for path in run.kept] == [f"{name} and more".encode() for name in SMALL]
+    assert [entry.shard for entry in run.manifest.outputs] == [*SMALL, ""]
+    assert run.removed.num_rows == 1
+
+
+@pytest.mark.parametrize("fail", [KeyboardInterrupt(), OutputError("no"), OSError(errno.ENOSPC, "No space left")])
+def test_many_small_files_or_none(tmp_path, fail):
+    with pytest.raises(OutputError if isinstance(fail, OSError) else type(fail)):
+        write_small(tmp_path / "out", fail)
+    assert files(tmp_path) == []
+
+
+def test_a_failure_after_small_files_removes_them(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), RunDirectory.create(out, SMALL, one_table=True) as run:
+        with run.kept_files() as write:
+            for name in SMALL:
+                write(name, [b"x"])
+        (out / "kept" / "x" / "mine.txt").write_text("the user's")
+        raise RuntimeError
+    assert files(out) == ["kept", "kept/x", "kept/x/mine.txt"]
+
+
+def test_small_files_that_the_system_could_not_write(tmp_path, monkeypatch):
+    class Library:
+        @staticmethod
+        def syncfs(handle):
+            return -1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *args, **options: Library)
+    monkeypatch.setattr("ctypes.get_errno", lambda: errno.EIO)
+    with pytest.raises(OutputError, match=r"cannot write .*out/kept: .*Input/output error"):
+        write_small(tmp_path / "out")
+    assert files(tmp_path) == []
+
+
+def test_small_files_are_flushed_before_they_are_named_and_names_before_the_manifest(tmp_path):
+    """The order of system calls, seen from outside."""
+    trace = tmp_path / "trace"
+    if shutil.which("strace") is None:
+        pytest.skip("no strace")
+    code = "import sys, pathlib; from test_store import write_small; write_small(pathlib.Path(sys.argv[1]))"
+    command = ["strace", "-f", "-o", str(trace), "-e", "trace=syncfs,fsync,rename", sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([*command, str(tmp_path / "out")], env=environment, check=True, capture_output=True)
+    calls = [line for line in trace.read_text().splitlines() if "sync" in line or "rename" in line]
+    place = {
+        what: next(number for number, line in enumerate(calls) if what in line)
+        for what in ("syncfs", 'out/kept")', 'out/manifest.json")')
+    }
+    assert place["syncfs"] < place['out/kept")'] < place['out/manifest.json")']
+    between = calls[place['out/kept")'] : place['out/manifest.json")']]
+    assert sum("fsync" in line for line in between) >= 3, "the run's folder, that of the table, the manifest"
+
+
+# Where inputs are
+
+
+def test_relative_inputs_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Run.open(write_run(Path("out"))).manifest.working_directory == str(tmp_path)
+    absolute = (str(tmp_path / "in/a.parquet"),)
+    assert Run.open(write_run(Path("two"), shards=absolute)).manifest.working_directory == ""
+    assert Run.open(write_run(Path("three"), shards=("",))).manifest.working_directory == ""
+    edit(Path("out"), lambda manifest: manifest.pop("working_directory"))
+    assert Run.open("out").manifest.working_directory == ""
+
+
+def test_explain_from_another_directory(tmp_path, monkeypatch):
+    for name in ("here/in", "there"):
+        (tmp_path / name).mkdir(parents=True)
+    text = " ".join(f"w{number}" for number in range(20))
+    for number in range(2):
+        (tmp_path / f"here/in/{number}.jsonl").write_text(f'{{"text":"{text}"}}\n')
+    monkeypatch.chdir(tmp_path / "here")
+    gpudedup.run("in", "../out")
+    monkeypatch.chdir(tmp_path / "there")
+    found = explain(gpudedup.Run.open("../out"), "in/1.jsonl:0")
+    assert (found.status, found.document.text, found.keeper.text, found.note) == ("removed", text, text, None)
+    (tmp_path / "here/in").rename(tmp_path / "there/in")
+    assert explain(gpudedup.Run.open("../out"), "in/1.jsonl:0").document.text == text, "moved with the run"
+    (tmp_path / "there/in").rename(tmp_path / "gone")
+    assert f"{tmp_path}/here/in/" in explain(gpudedup.Run.open("../out"), "in/1.jsonl:0").note, "where it was"
 
 
 # Names

@@ -214,8 +214,6 @@ class HeaderError(InputError):
 class DelimitedShard:
     """One CSV or TSV file."""
 
-    absent_when_removed = False
-
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:
         """Read the header. Raises HeaderError, and InputError if a column of the run is missing or there twice."""
         self.file, self._columns, self._skips = file, columns, columns.skips

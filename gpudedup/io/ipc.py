@@ -112,8 +112,6 @@ class _Feed:
 class IpcShard:
     """One Arrow IPC file or stream. Rows are numbered through all batches."""
 
-    absent_when_removed = False
-
     def __init__(self, file: InputFile, memory_bytes: int, skips: SkipLog) -> None:
         """Read the schema and find the batches. Raises InputError naming the file if that cannot be done; ``problem``
         says why the rest of a stream cannot be read, or is None.

@@ -166,8 +166,6 @@ class _Columns:
 class JsonlShard:
     """One JSON Lines file."""
 
-    absent_when_removed = False
-
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:
         """Look at the first row. Raises UnreadableError if nothing can be read, and InputError if the row lacks the
         text key, saying which keys it has.

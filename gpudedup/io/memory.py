@@ -127,8 +127,6 @@ class Spool:
 class MemoryShard:
     """One table, in memory or spooled."""
 
-    absent_when_removed = False
-
     name = ""
     fingerprint = None
 

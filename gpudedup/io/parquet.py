@@ -58,8 +58,6 @@ _CODECS = {"UNCOMPRESSED": "none", "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI":
 class ParquetShard:
     """One Parquet file. Rows are numbered through all row groups."""
 
-    absent_when_removed = False
-
     def __init__(self, file: InputFile, text_column: str, memory_bytes: int, tmp: str | None, skips: SkipLog) -> None:
         """Read the footer. Raises InputError naming the file if that cannot be done, ChangedError if it was changed."""
         self.file, self._text_column, self._memory_bytes, self._tmp, self._skips = (

@@ -1,4 +1,4 @@
-"""Plain text files, as they are or in gzip or zstd: each is a shard of one row, a document without other columns.
+"""Plain text files, as they are or in gzip or zstd: each is one row, a document without other columns.
 
 All of a file is text, without the byte order mark; ill-formed UTF-8 reads as U+FFFD. A file that is kept is copied as
 bytes, and one that is removed is left out.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +20,6 @@ from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, open_stream, well_formed
-from gpudedup.store.atomic import output_errors
 
 BLOCK_BYTES = 1 << 20
 """Bytes decompressed or copied at a time."""
@@ -35,133 +32,82 @@ FILE_SHARE = 4
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-class PlainShard:
+class PlainFile:
     """One file, one document."""
 
-    __slots__ = ("_source", "file")
+    __slots__ = ("file",)
 
-    absent_when_removed = True
-    """Nothing is to be written for the file where its only row is not kept."""
-
-    def __init__(self, file: InputFile, source: PlainSource) -> None:
-        self.file, self._source = file, source
+    def __init__(self, file: InputFile) -> None:
+        self.file = file
 
     @property
-    def name(self) -> str:
+    def path(self) -> str:
         """The path as given."""
         return self.file.path
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Size and time of the file when it was opened."""
+        """Size and time of the file when it was found."""
         return self.file.fingerprint
 
-    @property
-    def row_count(self) -> int:
-        """1."""
-        return 1
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes as they are stored, at most 1 MB at a time.
+
+        Raises InputError, at the end at the latest, if they cannot be read or are not those that were there at first.
+        """
+        try:
+            with io.FileIO(self.path) as origin:
+                while block := origin.read(BLOCK_BYTES):
+                    yield block
+        except OSError as error:
+            self.file.check_unchanged()
+            raise InputError(f"cannot read {self.path}: {say(error)}") from error
+        self.file.check_unchanged()
+
+
+class PlainShard:
+    """All files, read together."""
+
+    name = ""
+
+    def __init__(self, files: Sequence[InputFile], text_column: str, memory_bytes: int, skips: SkipLog) -> None:
+        self.files = [PlainFile(file) for file in files]
+        self._text_column, self._memory_bytes, self._skips = text_column, memory_bytes, skips
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """One batch of one row, or none if ``wanted`` is empty.
+        """Batches of about 16 MB in the order of the files; with ``wanted`` (ascending) those.
 
-        Raises InputError naming the file if it cannot be read (or notes it and gives null), and MemoryLimitError if it
-        is too large for ``memory``.
+        Raises InputError naming a file that cannot be read (or notes it and gives null), and MemoryLimitError for one
+        that is too large for ``memory``.
         """
-        if wanted is not None and len(wanted) and wanted[-1] > 0:
-            raise InputError(f"{self.name} has no row {wanted[-1]}; it is one document")
-        if wanted is None or len(wanted):
-            for _, batch in self._source.gathered([self], columns):
-                yield batch
-
-    def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
-        """The text, if it is kept."""
-        self._check_keep(keep)
-        for batch in self.read([self._source.text_column], np.flatnonzero(keep)):
-            yield batch.columns
-
-    def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
-        """Copy the file as bytes if it is kept, else write nothing; return the bytes written."""
-        self._check_keep(keep)
-        if not keep[0]:
-            return 0
-        self.file.check_unchanged()
-        try:
-            origin = io.FileIO(self.name)
-        except OSError as error:
-            raise InputError(f"cannot read {self.name}: {say(error)}") from error
-        with origin, output_errors(path), open(path, "wb") as target:
-            shutil.copyfileobj(origin, target, BLOCK_BYTES)
-        self.file.check_unchanged()
-        return path.stat().st_size
-
-    def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
-        if len(keep) != 1:
-            raise ValueError(f"keep has {len(keep)} values for the one row of {self.name}")
-
-
-class PlainSource:
-    """Plain text files as an ordered corpus."""
-
-    def __init__(
-        self, files: Sequence[InputFile], *, text_column: str, columns: Sequence[str], memory_bytes: int, on_error: str
-    ) -> None:
-        """No file is opened yet. Raises InputError if a run needs any column but the text."""
-        self._skips = SkipLog(on_error == "skip")
-        self._memory_bytes = memory_bytes
-        self.text_column = text_column
-        self.shards: list[PlainShard] = []
-        for file in files:
-            self._skips.register(file.path)
-            self.shards.append(PlainShard(file, self))
-        for column in columns:
-            self.column_type(column)
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        """What was left out so far under on_error="skip"."""
-        return self._skips.entries
-
-    def column_type(self, column: str) -> pa.DataType:
-        """large_string for the text. Raises InputError for any other column."""
-        if column != self.text_column:
-            raise InputError(
-                f"{self.shards[0].name}: plain text files are documents without columns, so there is no {column!r}; "
-                "removals name documents by their paths"
-            )
-        return pa.large_string()
-
-    def kept_schema(self) -> pa.Schema:
-        """The text alone."""
-        return pa.schema([pa.field(self.text_column, pa.large_string())])
-
-    def close(self) -> None:
-        """Nothing is held open between reads."""
-
-    def gathered(self, shards: Sequence[PlainShard], columns: Sequence[str]) -> Iterator[tuple[Rows, Batch]]:
-        """(places among ``shards``, their documents) of many files at a time, about 16 MB; ``rows`` are all 0.
-
-        Raises InputError and MemoryLimitError as ``PlainShard.read`` does, at the first file that cannot be read.
-        """
+        if wanted is not None and len(wanted) and wanted[-1] >= len(self.files):
+            raise InputError(f"there is no file {wanted[-1]}; the input has {len(self.files)}")
+        rows = np.arange(len(self.files)) if wanted is None else wanted
         texts: list[bytes | bytearray | None] = []
         size_bytes = first = 0
-        for place, shard in enumerate(shards):
-            text = self._text(shard.file)
+        for place, row in enumerate(rows.tolist()):
+            text = self._text(self.files[row].file)
             length = len(text) if text is not None else 0
             if texts and (size_bytes + length > TARGET_BYTES or len(texts) == MAX_ROWS):
-                yield np.arange(first, place), self._batch(texts, columns)
+                yield self._batch(rows[first:place], texts, columns)
                 texts, size_bytes, first = [], 0, place
             texts.append(text)
             size_bytes += length
             del text
         if texts:
-            yield np.arange(first, len(shards)), self._batch(texts, columns)
+            yield self._batch(rows[first:], texts, columns)
 
-    def _batch(self, texts: list[bytes | bytearray | None], columns: Sequence[str]) -> Batch:
-        damaged = np.zeros(sum(text is None for text in texts), np.int64)
+    def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+        """The kept texts, in batches of about 16 MB."""
+        if len(keep) != len(self.files):
+            raise ValueError(f"keep has {len(keep)} values for {len(self.files)} files")
+        for batch in self.read([self._text_column], np.flatnonzero(keep)):
+            yield batch.columns
+
+    def _batch(self, rows: Rows, texts: list[bytes | bytearray | None], columns: Sequence[str]) -> Batch:
         column = _text_array(texts)
-        fields = [pa.field(name, self.column_type(name)) for name in columns]
-        batch = pa.RecordBatch.from_arrays([column] * len(fields), schema=pa.schema(fields))
-        return Batch(np.zeros(len(texts), np.int64), batch, damaged)
+        batch = pa.RecordBatch.from_arrays([column] * len(columns), names=list(columns))
+        return Batch(rows, batch, rows[[text is None for text in texts]])
 
     def _text(self, file: InputFile) -> bytes | bytearray | None:
         """The bytes of a file's text, ill-formed ones too; None if it is damaged and skipped."""
@@ -211,6 +157,43 @@ class PlainSource:
                 f"{file.path} has more than {limit} bytes of text, which is what memory={self._memory_bytes} allows "
                 "for one file; give more memory or leave it out"
             )
+
+
+class PlainSource:
+    """Plain text files as an ordered corpus: one shard of all of them."""
+
+    def __init__(
+        self, files: Sequence[InputFile], *, text_column: str, columns: Sequence[str], memory_bytes: int, on_error: str
+    ) -> None:
+        """No file is opened yet. Raises InputError if a run needs any column but the text."""
+        self._skips = SkipLog(on_error == "skip")
+        self._text_column = text_column
+        for file in files:
+            self._skips.register(file.path)
+        self.shards = [PlainShard(files, text_column, memory_bytes, self._skips)]
+        for column in columns:
+            self.column_type(column)
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was left out so far under on_error="skip"."""
+        return self._skips.entries
+
+    def column_type(self, column: str) -> pa.DataType:
+        """large_string for the text. Raises InputError for any other column."""
+        if column != self._text_column:
+            raise InputError(
+                f"{self.shards[0].files[0].path}: plain text files are documents without columns, so there is no "
+                f"{column!r}; removals name documents by their paths"
+            )
+        return pa.large_string()
+
+    def kept_schema(self) -> pa.Schema:
+        """The text alone."""
+        return pa.schema([pa.field(self._text_column, pa.large_string())])
+
+    def close(self) -> None:
+        """Nothing is held open between reads."""
 
 
 def _text_array(texts: list[bytes | bytearray | None]) -> pa.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,19 +48,11 @@ class Fingerprint:
 
 
 class Shard(Protocol):
-    """One input file, or a table in memory. Every method may be called again and from another thread."""
+    """A part of a corpus. Every method may be called again and from another thread."""
 
     @property
     def name(self) -> str:
-        """The path as given; "" for data in memory."""
-
-    @property
-    def fingerprint(self) -> Fingerprint | None:
-        """Size and time of the file when it was opened; None for data in memory."""
-
-    @property
-    def absent_when_removed(self) -> bool:
-        """Whether the shard is one document, of which nothing is written unless it is kept."""
+        """The path as given; "" for data in memory and for many files."""
 
     def read(self, columns: Sequence[str], wanted: npt.NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Batches of bounded bytes in row order; with ``wanted`` (ascending row numbers) exactly those rows.
@@ -71,19 +63,75 @@ class Shard(Protocol):
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
         """All columns of the rows whose ``keep`` is true, in row order (JSONL, CSV and TSV: the columns of the run)."""
 
+
+class FileShard(Shard, Protocol):
+    """One input file, or a table in memory."""
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """Size and time of the file when it was opened; None for data in memory."""
+
     def write_kept(self, keep: npt.NDArray[np.bool_], path: Path) -> int:
         """Write the rows whose ``keep`` is true to ``path`` in the shard's own format; return the bytes written.
 
         ``keep`` has one value per row, false for damaged ones. Equal input and ``keep`` give equal bytes.
         Raises OutputError if ``path`` cannot be written; what is there of it then is the caller's to remove.
+        Looks for a stop (``store.stopping``) between pieces of work.
         """
+
+
+class RowFile(Protocol):
+    """A file that is one row."""
+
+    @property
+    def path(self) -> str:
+        """The path as given."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Size and time of the file when it was found."""
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes of the file as they are stored. Raises InputError if it cannot be read or was changed."""
+
+
+@runtime_checkable
+class DocumentFiles(Shard, Protocol):
+    """Many files of one row each, read together: row i is file i. A user names such a row by the file, and row 0."""
+
+    @property
+    def files(self) -> Sequence[RowFile]:
+        """The files, by row."""
+
+
+AnyShard = FileShard | DocumentFiles
+
+
+def input_files(shards: Sequence[AnyShard]) -> list[tuple[str, Fingerprint | None]]:
+    """(path, fingerprint) of every input file, in input order; ("", None) for data in memory."""
+    found: list[tuple[str, Fingerprint | None]] = []
+    for shard in shards:
+        if isinstance(shard, DocumentFiles):
+            found.extend((file.path, file.fingerprint) for file in shard.files)
+        else:
+            found.append((shard.name, shard.fingerprint))
+    return found
+
+
+def first_rows(shards: Sequence[AnyShard], shard_first: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The input position of the first row of every input file: int64[files + 1], from that of every shard."""
+    parts = [
+        np.arange(first, stop) if isinstance(shard, DocumentFiles) else shard_first[number : number + 1]
+        for number, (shard, first, stop) in enumerate(zip(shards, shard_first, shard_first[1:], strict=False))
+    ]
+    return np.concatenate([*parts, shard_first[-1:]])
 
 
 class Source(Protocol):
     """An ordered corpus. Input order is the order of ``shards``, then of rows."""
 
     @property
-    def shards(self) -> Sequence[Shard]:
+    def shards(self) -> Sequence[AnyShard]:
         """The shards that can be read; a file skipped as a whole is not among them."""
 
     @property

@@ -11,10 +11,10 @@ import pyarrow.types as pt
 from gpudedup.backends.columns import is_text, is_tokens
 from gpudedup.errors import InputError
 from gpudedup.io.skips import SkipLog
-from gpudedup.io.source import Shard, Skipped
+from gpudedup.io.source import FileShard, Skipped
 
 
-class TableShard(Shard, Protocol):
+class TableShard(FileShard, Protocol):
     """A file with a schema."""
 
     schema: pa.Schema

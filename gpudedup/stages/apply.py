@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,28 +16,34 @@ import pyarrow as pa
 
 from gpudedup.backends.base import I64
 from gpudedup.backends.columns import take
-from gpudedup.io.source import Shard, Source
+from gpudedup.io.source import DocumentFiles, RowFile, Source, first_rows, input_files
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
 from gpudedup.stages.sign import Signed
 from gpudedup.store.run_directory import RunDirectory
+from gpudedup.store.stopping import heed
+
+FILES_AT_ONCE = 500
+"""Small files that one task copies."""
+
+Task = Callable[[], Any]
 
 
 def removed_table(
-    shard_names: list[str], shard_first: I64, decided: Decided, ids_at: Callable[[pa.Array], pa.Array] | None
+    file_names: Sequence[str], file_first: I64, decided: Decided, ids_at: Callable[[pa.Array], pa.Array] | None
 ) -> pa.Table:
     """One row per removal in input order; columns as in docs/spec.md, section 13. O(removals).
 
-    shard_first int64[shards + 1]: input position of each shard's first row; ids_at gives the ids at input positions.
+    file_first int64[files + 1]: input position of the first row of each file; ids_at gives the ids at input positions.
     """
     nothing = decided.keeper < 0
-    shard, row = _place(shard_first, decided.removed)
-    keeper_shard, keeper_row = _place(shard_first, np.where(nothing, 0, decided.keeper))
+    shard, row = _place(file_first, decided.removed)
+    keeper_shard, keeper_row = _place(file_first, np.where(nothing, 0, decided.keeper))
     columns: dict[str, pa.Array] = {
-        "shard": _names(shard_names, shard, None),
+        "shard": _names(file_names, shard, None),
         "row": pa.array(row, pa.int64()),
         "reason": pa.array(REASONS, pa.string()).take(pa.array(decided.reason, pa.int32())),
-        "keeper_shard": _names(shard_names, keeper_shard, nothing),
+        "keeper_shard": _names(file_names, keeper_shard, nothing),
         "keeper_row": pa.array(keeper_row, pa.int64(), mask=nothing),
         "similarity": pa.array(decided.similarity, pa.float64(), mask=np.isnan(decided.similarity)),
         "cluster": pa.array(decided.keeper, pa.int64(), mask=nothing),
@@ -45,11 +55,15 @@ def removed_table(
     return pa.table({name: columns[name] for name in order if name in columns})
 
 
-def all_removals(signed: Signed, decided: Decided, params: Params) -> pa.Table:
+def all_removals(source: Source, signed: Signed, decided: Decided, params: Params) -> pa.Table:
     """The removals of a whole run."""
+    names = [name for name, _ in input_files(source.shards)]
     ids = signed.columns[params.id_column] if params.id_column else None
     return removed_table(
-        signed.shard_names, signed.shard_first, decided, partial(take, ids) if ids is not None else None
+        names,
+        first_rows(source.shards, signed.shard_first),
+        decided,
+        partial(take, ids) if ids is not None else None,
     )
 
 
@@ -60,42 +74,77 @@ def kept_batches(source: Source, signed: Signed, decided: Decided) -> Iterator[p
         yield from shard.kept(decided.keep[first:last])
 
 
-def _place(shard_first: I64, positions: I64) -> tuple[I64, I64]:
-    """(shard number, row within the shard) of input positions."""
-    shard = np.searchsorted(shard_first, positions, side="right") - 1
-    return shard, positions - shard_first[shard]
+def _place(file_first: I64, positions: I64) -> tuple[I64, I64]:
+    """(file number, row within the file) of input positions."""
+    file = np.searchsorted(file_first, positions, side="right") - 1
+    return file, positions - file_first[file]
 
 
-def _names(shard_names: list[str], shard: I64, null: npt.NDArray[np.bool_] | None) -> pa.Array:
+def _names(file_names: Sequence[str], shard: I64, null: npt.NDArray[np.bool_] | None) -> pa.Array:
     if not len(shard):
         return pa.array([], pa.string())
-    return pa.array(shard_names, pa.string()).take(pa.array(shard, pa.int64(), mask=null))
+    return pa.array(file_names, pa.string()).take(pa.array(shard, pa.int64(), mask=null))
 
 
-def write_shard(directory: RunDirectory, shard: Shard, removed: pa.Table, keep: npt.NDArray[np.bool_]) -> None:
-    """Write one shard's removals, and what is kept of it or its mask. Raises OutputError and InputError."""
-    directory.write_removed(shard.name, removed)
-    if directory.output == "kept":
-        if shard.absent_when_removed and not keep.any():
-            return
-        directory.write_kept(shard.name, lambda path: shard.write_kept(keep, path), rows=int(keep.sum()))
-    elif directory.output == "mask":
-        directory.write_mask(shard.name, keep)
+def new_run(out: str | os.PathLike[str], source: Source, inputs: Sequence[str], output: str) -> RunDirectory:
+    """``RunDirectory.create`` for a source, found by ``inputs``."""
+    names = [name for name, _ in input_files(source.shards)]
+    one_table = any(isinstance(shard, DocumentFiles) for shard in source.shards)
+    return RunDirectory.create(out, names, inputs, output, one_table)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[Callable[[Iterable[Task]], None]]:
+    """A function that performs tasks, ``count`` at a time, and raises what the first one to fail raised.
+
+    Then, or when the block is left for another reason, tasks that are going on end at their next checkpoint.
+    """
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="gpudedup-apply", initializer=heed, initargs=(stop,))
+
+    def perform(tasks: Iterable[Task]) -> None:
+        jobs = [pool.submit(task) for task in tasks]
+        done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+        for job in jobs:
+            if job in done:
+                job.result()
+
+    try:
+        yield perform
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def write_all(
     directory: RunDirectory, source: Source, signed: Signed, decided: Decided, removed: pa.Table, workers: int
 ) -> None:
-    """Write all shards, several at a time; one that fails ends the others after the shards that they are at."""
+    """Write the removals of all shards, and what is kept of them or their masks. Raises OutputError and InputError."""
     cuts = np.searchsorted(decided.removed, signed.shard_first)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="gpudedup-apply")
-    try:
-        jobs = []
+    tasks: list[Task] = []
+    with _threads(workers) as perform:
         for number, shard in enumerate(source.shards):
             first, last = signed.shard_first[number : number + 2]
+            keep = decided.keep[first:last]
             part = removed.slice(cuts[number], cuts[number + 1] - cuts[number])
-            jobs.append(pool.submit(write_shard, directory, shard, part, decided.keep[first:last]))
-        for job in jobs:
-            job.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+            tasks.append(partial(directory.write_removed, shard.name, part))
+            if isinstance(shard, DocumentFiles):
+                names = [file.path for file in shard.files]
+                if directory.output == "kept":
+                    with directory.kept_files() as write:
+                        kept = [shard.files[row] for row in np.flatnonzero(keep).tolist()]
+                        pieces = (kept[at : at + FILES_AT_ONCE] for at in range(0, len(kept), FILES_AT_ONCE))
+                        perform(partial(_copy, piece, write) for piece in pieces)
+            else:
+                names = None
+                if directory.output == "kept":
+                    write_kept = partial(shard.write_kept, keep)
+                    tasks.append(partial(directory.write_kept, shard.name, write_kept, int(keep.sum())))
+            if directory.output == "mask":
+                tasks.append(partial(directory.write_mask, shard.name, keep, names))
+        perform(tasks)
+
+
+def _copy(files: Sequence[RowFile], write: Callable[[str, Iterable[bytes]], None]) -> None:
+    for file in files:
+        write(file.path, file.blocks())

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import io
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gpudedup.errors import OutputError
+from gpudedup.store.stopping import checkpoint
 
 TEMPORARY = ".gpudedup-"
 """What temporary names begin with; a leading dot keeps them out of directories that are read as input."""
@@ -64,21 +68,57 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of ``path``; renamed to ``path`` when the block ends well, removed when it does
     not.
 
-    The file and its folder are flushed to the device, so that after a crash ``path`` is whole or absent.
+    The file is flushed to the device before, so that after a crash ``path`` is whole or absent; that it is not absent
+    is up to ``sync_folder``, once for all files of a folder.
     Raises OutputError with path, free space and a way out for anything that the system refuses.
     """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary = temporary_path(path.parent)
     try:
         with output_errors(path):
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def temporary_path(folder: Path) -> Path:
+    """A path in ``folder`` that nothing has."""
+    return folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+
+
+class _OutputFile(io.FileIO):
+    """A file whose writer may be asked to stop."""
+
+    def write(self, data: Any) -> int:
+        checkpoint()
+        return super().write(data)
+
+
+def open_output(path: Path) -> io.BufferedWriter:
+    """A new file to write to. Raises GivenUpError from the next write after the thread was asked to stop."""
+    return io.BufferedWriter(_OutputFile(path, "w"))
+
+
+@contextlib.contextmanager
+def flushed_at_once(folder: Path) -> Iterator[None]:
+    """Flush all that was written on the file system of ``folder`` in the block, files and names, when it ends well.
+
+    For many small files: to flush each by itself takes a commit of the file system's journal, a millisecond or more,
+    and this takes one. Raises OSError if anything could not be written; the system tells that (from Linux 5.8 on) by
+    the handle, of what happened after it was opened.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.syncfs(handle):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

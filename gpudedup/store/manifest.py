@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import xxhash
 
 from gpudedup.errors import ArtefactError
 from gpudedup.machine import Machine
+from gpudedup.store.stopping import checkpoint
 
 FORMAT = 1
 """Number of the layout of run directories."""
@@ -34,6 +36,7 @@ class OutputEntry(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     kind: str
     shard: str
+    """The input file that it is of; "" if it is of data in memory, or of all plain text files together."""
     size_bytes: int
     xxh3_128: str
     rows: int | None
@@ -73,6 +76,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     device: str = ""
     device_reason: str = ""
     machine: Machine | None = None
+    working_directory: str = ""
+    """Where relative input paths begin; "" if there are none (or it has a name that is not UTF-8)."""
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -102,31 +107,38 @@ def read(directory: Path) -> Manifest:
         raise ArtefactError(f"{path} has format {manifest.format}, this version of gpudedup reads format {FORMAT}")
     if manifest.state != "complete":
         raise ArtefactError(f'{path} is in state {manifest.state!r}, not "complete"; run again into another directory')
+    real: set[str] = set()
     for entry in manifest.outputs:
-        safe_path(directory, entry)
+        safe_path(directory, entry, real)
         if entry.size_bytes < 0 or (entry.rows or 0) < 0:
             raise ArtefactError(f"{path} gives {entry.path!r} {entry.size_bytes} bytes and {entry.rows} rows")
     return manifest
 
 
-def safe_path(directory: Path, entry: OutputEntry) -> Path:
-    """The path of an output within ``directory``. Raises ArtefactError for one that could lead elsewhere."""
-    parts = PurePosixPath(entry.path).parts
+def safe_path(directory: Path, entry: OutputEntry, real: set[str] | None = None) -> Path:
+    """The path of an output within ``directory``. Raises ArtefactError for one that could lead elsewhere.
+
+    ``real``: folders that are known to be no links; those of the entry are added.
+    """
+    parts = entry.path.split("/")
     if (
         entry.kind not in KINDS
         or len(parts) < 2
         or parts[0] != entry.kind
-        or ".." in parts
+        or not {"", ".", ".."}.isdisjoint(parts)
         or "\0" in entry.path
-        or "/".join(parts) != entry.path
     ):
         raise ArtefactError(f"{directory / NAME} lists {entry.path!r} as {entry.kind!r}, which is no file of a run")
-    path = directory
-    for part in parts:
-        path = path / part
-        if path.is_symlink():
+    path = str(directory)
+    for place, part in enumerate(parts, start=1):
+        path = os.path.join(path, part)
+        if real is not None and path in real:
+            continue
+        if os.path.islink(path):
             raise ArtefactError(f"{path} is a symbolic link, which no run writes")
-    return path
+        if real is not None and place < len(parts):
+            real.add(path)
+    return Path(path)
 
 
 def checksum(path: Path) -> str:
@@ -134,5 +146,6 @@ def checksum(path: Path) -> str:
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
+            checkpoint()
             digest.update(block)
     return digest.hexdigest()

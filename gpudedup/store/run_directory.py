@@ -7,9 +7,10 @@ import datetime
 import fnmatch
 import glob
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,11 +18,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
 from gpudedup.store import manifest as manifests
-from gpudedup.store.atomic import atomic_file, output_errors, sync_folder
+from gpudedup.store.atomic import (
+    atomic_file,
+    flushed_at_once,
+    open_output,
+    output_errors,
+    sync_folder,
+    temporary_path,
+)
 from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry
+from gpudedup.store.stopping import checkpoint
 
 OUTPUTS = ("kept", "mask", "none")
 MARKER = ".gpudedup-unfinished"
@@ -37,20 +47,21 @@ REMOVED_SCHEMA = pa.schema(
 """The columns of removals where there is no id column (docs/spec.md, section 13)."""
 
 MASK_ROWS = 1 << 24
-IN_MEMORY_NAME = "data.parquet"
-"""The file name for the shard "" (data in memory)."""
+WHOLE_NAME = "data.parquet"
+"""The file name for the shard "": data in memory, or the tables of all plain text files together."""
 
 
 def relative_names(paths: Sequence[str]) -> list[str]:
-    """Each path relative to the deepest directory that all are in, with "/"; "" (data in memory) is ``IN_MEMORY_NAME``.
+    """Each path relative to the deepest directory that all are in, with "/"; "" (data in memory) is ``WHOLE_NAME``.
 
     Symbolic links are not followed, so names stay as given. Raises InputError if two paths get one name.
     """
     if not paths:
         return []
-    whole = [os.path.abspath(path or IN_MEMORY_NAME) for path in paths]
+    whole = [os.path.abspath(path or WHOLE_NAME) for path in paths]
     common = os.path.commonpath([os.path.dirname(path) for path in whole])
-    names = [os.path.relpath(path, common).replace(os.sep, "/") for path in whole]
+    start = len(common.rstrip(os.sep)) + 1
+    names = [path[start:].replace(os.sep, "/") for path in whole]
     seen: dict[str, str] = {}
     for name, path in zip(names, paths, strict=True):
         for file_name in {name, _table_name(name)}:
@@ -68,13 +79,20 @@ class RunDirectory:
     """A run that is being written. Use as a context manager: unless ``finish`` was called, all of it is removed again.
 
     Files: manifest.json; removed/NAME.parquet and, by ``output``, kept/NAME or keep_mask/NAME.parquet for every shard.
+    With ``one_table`` the tables of removals and the mask are ``WHOLE_NAME``, for all.
+
+    After a crash a run with a manifest is whole: the bytes of each file are flushed before it gets its name, and the
+    names before the manifest gets its own.
     """
 
-    def __init__(self, path: Path, names: dict[str, str], output: str) -> None:
+    def __init__(self, path: Path, names: dict[str, str], output: str, one_table: bool) -> None:
         """For ``create`` only."""
-        self.path, self.output, self._names = path, output, names
-        self._files: list[Path] = []
+        self.path, self.output, self._names, self._one_table = path, output, names, one_table
+        self._working_directory = _working_directory(names)
+        self._files: list[str] = []
         self._folders: list[Path] = []
+        self._unflushed: set[Path] = set()  # folders with new names
+        self._unnamed: list[Path] = []  # folders under temporary names, with all that is in them
         self._outputs: list[OutputEntry] = []
         self._finished = False
         self._process = os.getpid()
@@ -82,18 +100,24 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, out: str | os.PathLike[str], shards: Sequence[str], inputs: Sequence[str] = (), output: str = "kept"
+        cls,
+        out: str | os.PathLike[str],
+        shards: Sequence[str],
+        inputs: Sequence[str] = (),
+        output: str = "kept",
+        one_table: bool = False,
     ) -> RunDirectory:
         """Make the directory, or take an empty one.
 
-        shards: names of all shards; inputs: the paths, globs and directories that they were found by.
+        shards: names of all input files, or "" for data in memory; inputs: the paths, globs and directories that they
+        were found by; one_table: whether they are many small files, which share their tables.
         Raises OutputError if ``out`` is not empty, where an input directory or glob would find the run, or cannot be
         made; ParameterError for an unknown ``output``; InputError if two shards would get one output name.
         """
         if output not in OUTPUTS:
             raise ParameterError(f'output must be one of "kept", "mask", "none", got {output!r}')
         path = _folder_path(out)
-        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output)
+        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table)
         for given in inputs:
             folder = _input_folder(given)
             if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
@@ -101,10 +125,11 @@ class RunDirectory:
                     f"{path} is inside the input {given}, where a later run would read it as input; choose a directory "
                     "elsewhere"
                 )
-        for shard in shards:
+        for shard in shards if os.path.isfile(path) else ():
             if shard and os.path.realpath(shard) == os.path.realpath(path):
                 raise OutputError(f"{path} is the input file itself; choose another name")
-            if shard and _is_inside(Path(shard), path):
+        for above, shard in {os.path.dirname(shard): shard for shard in shards if shard}.items():
+            if _is_inside(Path(above), path):
                 raise OutputError(f"input {shard} is inside {path}; choose another directory")
         with output_errors(path):
             if os.path.lexists(path):
@@ -116,7 +141,7 @@ class RunDirectory:
             run._make_folder(path)
             with output_errors(path):
                 marker = path / MARKER
-                run._files.append(marker)  # first, so that an interrupt leaves no file that is not known
+                run._files.append(str(marker))  # first, so that an interrupt leaves no file that is not known
                 try:
                     handle = os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
                 except OSError:
@@ -129,19 +154,31 @@ class RunDirectory:
         return run
 
     def write_removed(self, shard: str, table: pa.Table) -> Path:
-        """Write a shard's removals as Parquet (zstd). Raises OutputError."""
-        return self._write(
-            "removed", shard, table.num_rows, lambda path: pq.write_table(table, path, compression="zstd")
-        )
-
-    def write_mask(self, shard: str, keep: npt.NDArray[np.bool_]) -> Path:
-        """Write a shard's keep mask: Parquet (zstd) with one column ``keep``: bool. Raises OutputError."""
-        schema = pa.schema([pa.field("keep", pa.bool_())])
+        """Write the removals of a shard, or with ``one_table`` of all ("") as Parquet (zstd). Raises OutputError."""
 
         def write(path: Path) -> None:
-            with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            with open_output(path) as file:
+                pq.write_table(table, file, compression="zstd")
+
+        return self._write("removed", shard, table.num_rows, write)
+
+    def write_mask(self, shard: str, keep: npt.NDArray[np.bool_], names: Sequence[str] | None = None) -> Path:
+        """Write a keep mask as Parquet (zstd): ``keep``: bool, and before it ``shard``: string if the rows have
+        ``names``. Raises OutputError.
+        """
+        fields = [pa.field("keep", pa.bool_())]
+        if names is not None:
+            fields.insert(0, pa.field("shard", pa.string()))
+        schema = pa.schema(fields)
+
+        def write(path: Path) -> None:
+            with open_output(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 for first in range(0, len(keep), MASK_ROWS):
-                    writer.write_table(pa.table([pa.array(keep[first : first + MASK_ROWS])], schema))
+                    part = slice(first, first + MASK_ROWS)
+                    columns = [pa.array(keep[part])]
+                    if names is not None:
+                        columns.insert(0, pa.array(names[part], pa.string()))
+                    writer.write_table(pa.table(columns, schema))
 
         return self._write("keep_mask", shard, len(keep), write)
 
@@ -151,8 +188,58 @@ class RunDirectory:
         """
         return self._write("kept", shard, rows, write)
 
+    @contextlib.contextmanager
+    def kept_files(self) -> Iterator[Callable[[str, Iterable[bytes]], None]]:
+        """A function that writes kept/NAME from the shard's name and its bytes: for many small files, from any threads.
+
+        They are written to a folder under a temporary name, which is flushed as a whole and renamed when the block
+        ends. Raises OutputError.
+        """
+        final, temporary = self.path / "kept", temporary_path(self.path)
+        folders = {""}
+        names: list[str] = []
+
+        def write(shard: str, blocks: Iterable[bytes]) -> None:
+            name = self._names[shard]
+            folder = name.rpartition("/")[0]
+            digest, size_bytes = xxhash.xxh3_128(), 0
+            with output_errors(final / name):
+                if folder not in folders:
+                    os.makedirs(temporary / folder, exist_ok=True)
+                    folders.add(folder)
+                with open(f"{temporary}/{name}", "xb") as file:
+                    for block in blocks:
+                        checkpoint()
+                        file.write(block)
+                        digest.update(block)
+                        size_bytes += len(block)
+            names.append(name)
+            self._outputs.append(
+                OutputEntry(
+                    path=f"kept/{name}",
+                    kind="kept",
+                    shard=shard,
+                    size_bytes=size_bytes,
+                    xxh3_128=digest.hexdigest(),
+                    rows=1,
+                )
+            )
+
+        with output_errors(final):
+            self._unnamed.append(temporary)
+            temporary.mkdir()
+            with flushed_at_once(temporary):
+                yield write
+            # Known before they are there, so that an interrupt leaves nothing. Below kept/ all names are flushed.
+            above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
+            self._folders.extend(final / folder for folder in sorted(folders | above))
+            self._files.extend(f"{final}/{name}" for name in names)
+            temporary.rename(final)
+            self._unflushed.add(self.path)
+            self._unnamed.remove(temporary)
+
     def _write(self, kind: str, shard: str, rows: int | None, write: Callable[[Path], Any]) -> Path:
-        name = self._names[shard]
+        name = self._names[shard] if shard else WHOLE_NAME
         relative = f"{kind}/{name if kind == 'kept' else _table_name(name)}"
         path = self.path / relative
         self._make_folder(path.parent)
@@ -166,7 +253,8 @@ class RunDirectory:
                 xxh3_128=manifests.checksum(temporary),
                 rows=rows,
             )
-            self._files.append(path)
+            self._files.append(str(path))
+        self._unflushed.add(path.parent)
         self._outputs.append(entry)
         return path
 
@@ -187,7 +275,7 @@ class RunDirectory:
         machine: Any = None,
     ) -> Manifest:
         """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
-        places = {shard: place for place, shard in enumerate(self._names)}
+        places = {shard: place for place, shard in enumerate(("", *self._names))}
         manifest = Manifest(
             format=manifests.FORMAT,
             spec=spec,
@@ -206,14 +294,17 @@ class RunDirectory:
             device=device,
             device_reason=device_reason,
             machine=machine,
+            working_directory=self._working_directory,
         )
         with output_errors(self.path):
-            for folder in self._folders:
+            for folder in sorted(self._unflushed):
                 sync_folder(folder)
         path = self.path / manifests.NAME
         with atomic_file(path) as temporary:
-            self._files.append(path)
+            self._files.append(str(path))
             temporary.write_bytes(manifests.encode(manifest))
+        with output_errors(path):
+            sync_folder(self.path)
         self._finished = True
         self._unmark()
         return manifest
@@ -225,19 +316,23 @@ class RunDirectory:
     def _planned(self) -> Iterator[str]:
         """Relative paths of all files that the run may write."""
         yield manifests.NAME
-        for name in self._names.values():
-            yield f"removed/{_table_name(name)}"
-            if self.output == "kept":
-                yield f"kept/{name}"
-            elif self.output == "mask":
-                yield f"keep_mask/{_table_name(name)}"
+        tables = [WHOLE_NAME] if self._one_table else map(_table_name, self._names.values())
+        for name in tables:
+            yield f"removed/{name}"
+            if self.output == "mask":
+                yield f"keep_mask/{name}"
+        if self.output == "kept":
+            yield from (f"kept/{name}" for name in self._names.values())
 
     def remove(self) -> None:
         """Delete every file and folder that this run made, and nothing else."""
         while self._files:  # forgotten only when gone: an interrupt may come in between, and __del__ goes on
             with contextlib.suppress(OSError):
-                self._files[-1].unlink()
+                os.unlink(self._files[-1])
             self._files.pop()
+        while self._unnamed:
+            shutil.rmtree(self._unnamed[-1], ignore_errors=True)
+            self._unnamed.pop()
         while self._folders:
             with contextlib.suppress(OSError):
                 self._folders[-1].rmdir()
@@ -259,6 +354,8 @@ class RunDirectory:
                     except OSError:
                         self._folders.pop()
                         raise
+                if new != self.path and self.path in new.parents:
+                    self._unflushed.add(new.parent)
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -275,6 +372,18 @@ class RunDirectory:
         """Remove what an interrupt between ``create`` and the ``with`` block, or within ``remove``, left."""
         if not self._finished and self._process == os.getpid():
             self.remove()
+
+
+def _working_directory(names: Iterable[str]) -> str:
+    """Where relative names begin, if there are any; "" too for a directory that the manifest cannot name."""
+    if all(os.path.isabs(name) for name in names if name):
+        return ""
+    directory = os.getcwd()
+    try:
+        directory.encode()
+    except UnicodeEncodeError:
+        return ""
+    return directory
 
 
 def _folder_path(out: str | os.PathLike[str]) -> Path:
@@ -392,7 +501,7 @@ class Run:
         chunks: list[pa.Array] = []
         for entry in self._entries("keep_mask"):
             table = self._table(entry)
-            if table.schema.names != ["keep"] or table.schema.types != [pa.bool_()]:
+            if table.schema.names not in (["keep"], ["shard", "keep"]) or table.schema.types[-1] != pa.bool_():
                 raise ArtefactError(
                     f"{self.path / entry.path} has columns {table.schema.names}, not one boolean 'keep'"
                 )
