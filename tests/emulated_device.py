@@ -9,6 +9,7 @@ bodies write, which nothing declares). What a caller must be ready for is done t
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,8 @@ class Memory:
         self.allocation = allocation
 
     def __del__(self) -> None:
-        self.device._drop(self.allocation)
+        if not sys.is_finalizing():
+            self.device._drop(self.allocation)
 
 
 @dataclass(slots=True)
