@@ -27,7 +27,7 @@ constexpr uint32_t MAX_THREADS = 1024;
 constexpr size_t MAX_SHARED_BYTES = 48 << 10;  // static shared memory of a block, on every architecture
 constexpr size_t GAP_BYTES = 64;               // around each shared array
 constexpr size_t MAX_SHARED_ARRAYS = 64;
-constexpr uint64_t MAX_ATOMICS = 1 << 26;  // of one block between two meetings: more is taken for a wait without end
+constexpr uint64_t MAX_ATOMICS = 1 << 24;  // of one block between two meetings: more is taken for a wait without end
 constexpr unsigned char GAP = 0xA5;
 
 enum class Order : int32_t { forward, reverse, random };
