@@ -1,0 +1,141 @@
+"""What can be said of the kernels without a GPU: NVRTC compiles them for each architecture, and the result is read."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+"""Turing, the oldest that CUDA 13 compiles for; Ampere; Hopper; Blackwell in data centres and elsewhere."""
+
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy adds to the options it is given."""
+
+BUDGET_NVRTC = (13, 5)
+"""The compiler that the budgets are for; another may allocate registers otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a kernel may take on any architecture, and what its code for sm_90 must have."""
+
+    registers: int
+    """A thread, in the 8s that they are given out in."""
+    stack: int = 0
+    """Bytes of stack frame a thread: above 0, local memory is read and written."""
+    spilled: int = 0
+    """Bytes of spills a thread."""
+    calls: bool = False
+    """Whether it may call a routine; a division of 64 bits is one."""
+    wants: tuple[str, ...] = ()
+    """Instructions, as regular expressions, that it was written for."""
+
+
+LOADS_16_BYTES = (r"\bLDG\.E\.128\b",)
+
+BUDGETS = {
+    # Of units.cu: the text is read 16 bytes at once.
+    "find_chars": Budget(40, wants=LOADS_16_BYTES),
+    "find_words": Budget(40, wants=LOADS_16_BYTES),
+    "first_units": Budget(16),
+    "join_chars": Budget(40, wants=LOADS_16_BYTES),
+    "join_words": Budget(40, wants=LOADS_16_BYTES),
+    "mark_documents": Budget(16),
+    "measure_chars": Budget(32),
+    "measure_words": Budget(40),
+    # Of sign.cu: a lane is a product of 32 by 32 bits and a minimum.
+    "band_keys": Budget(32),
+    "count_shingles": Budget(16),
+    "hash_tokens": Budget(40),
+    "hash_units": Budget(40),
+    "pack_shingles": Budget(24),
+    "sign_lanes": Budget(48, wants=(r"\bIMAD\.WIDE\.U32\b", r"\bV?IMNMX")),
+    # Of sets.cu and jaccard.cu.
+    "enter_sets": Budget(24),
+    "intersect_pairs": Budget(24, wants=(r"\bVOTE",)),
+    "key_hashes": Budget(16),
+    "mark_distinct": Budget(16),
+    "place_sets": Budget(16),
+    # Of decide.cu: once a document, not in the loop over candidates, one value goes through memory; sets divide once a
+    # pair (needed_intersection), and save registers around that.
+    "advance_lanes": Budget(48, stack=8, wants=(r"\bVOTE",)),
+    "advance_sets": Budget(48, stack=16, spilled=24, calls=True),
+    "advance_unverified": Budget(40, stack=8),
+    "measure_large": Budget(32),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What ptxas says of a kernel: registers a thread, bytes of stack frame and of spills a thread."""
+
+    registers: int
+    stack: int
+    spilled: int
+
+
+class CompileError(Exception):
+    """The compiler's log."""
+
+
+def compile_kernels(source: str, options: Sequence[str], architecture: int) -> tuple[bytes, dict[str, Usage]]:
+    """(cubin, usage by kernel). Raises CompileError."""
+    from cupy.cuda import nvrtc  # not compile_using_nvrtc, which asks the device for its architecture
+
+    given = (*options, *CUPY_OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v")
+    program = nvrtc.createProgram(source, "kernels.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, given)
+        # CuPy 14.2 drops the last byte, a zero that the driver does not miss but nvdisasm does.
+        return nvrtc.getCUBIN(program) + b"\0", usages(nvrtc.getProgramLog(program))
+    except nvrtc.NVRTCError:
+        raise CompileError(nvrtc.getProgramLog(program)) from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def usages(log: str) -> dict[str, Usage]:
+    """Usage by kernel, from what ptxas -v prints."""
+    found = {}
+    for name, said in re.findall(r"Compiling entry function '(\w+)' for '\w+'(.*?Used \d+ registers)", log, re.S):
+        of = {what: int(n) for n, what in re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", said)}
+        (registers,) = re.findall(r"Used (\d+) registers", said)
+        found[name] = Usage(int(registers), of["stack frame"], of["spill stores"] + of["spill loads"])
+    return found
+
+
+def disassemble(nvdisasm: str, cubin: bytes, folder: Path) -> dict[str, str]:
+    """SASS by kernel."""
+    path = folder / "kernels.cubin"
+    path.write_bytes(cubin)
+    done = subprocess.run([nvdisasm, "-c", path], capture_output=True, text=True, check=True)
+    _, *parts = re.split(r"^\.text\.(\w+):$", done.stdout, flags=re.M)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def usage_faults(found: Mapping[str, Usage], budgets: Mapping[str, Budget]) -> list[str]:
+    """What takes more than its budget, one line each."""
+    lines = [f"{name} has no budget" for name in found.keys() - budgets.keys()]
+    lines += [f"{name} has a budget and is no kernel" for name in budgets.keys() - found.keys()]
+    for name in found.keys() & budgets.keys():
+        for what in ("registers", "stack", "spilled"):
+            taken, allowed = getattr(found[name], what), getattr(budgets[name], what)
+            if taken > allowed:
+                lines.append(f"{name} takes {what} {taken}, {allowed} allowed")
+    return sorted(lines)
+
+
+def code_faults(code: Mapping[str, str], budgets: Mapping[str, Budget]) -> list[str]:
+    """Where SASS reads or writes local memory, calls a routine, or lacks what is wanted, against its budget."""
+    lines = []
+    for name, text in code.items():
+        budget = budgets[name]
+        if not budget.stack and (hit := re.search(r"\b(LDL|STL)\b.*", text)):
+            lines.append(f"{name} uses local memory: {hit[0]}")
+        if not budget.calls and (hit := re.search(r"\bCALL\b.*", text)):
+            lines.append(f"{name} calls a routine: {hit[0]}")
+        lines += [f"{name} has no {wanted}" for wanted in budget.wants if not re.search(wanted, text)]
+    return sorted(lines)
