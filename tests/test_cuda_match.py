@@ -170,15 +170,12 @@ def jaccard(left: set[int], right: set[int]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("count", "variety", "largest"), [(1, 1, 40), (60, 1, 200), (200, 30, 100), (90, 2, 17_000)])
+@pytest.mark.parametrize(("count", "variety", "largest"), [(1, 1, 40), (60, 1, 200), (200, 30, 100)])
 def test_removals_by_sets(
     order: Any, count: int, variety: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if largest > 1000:
-        count = 24  # sets above LARGE_SET are compared by the whole device
     monkeypatch.setattr(rounds, "FIRST_BLOCK", 8)
     monkeypatch.setattr(rounds, "LARGEST_BLOCK", 50)
-    monkeypatch.setattr(rounds, "MEASURE_BLOCKS", 3)
     keys = random_keys(count, 3, variety, seed=count)
     documents = np.arange(count, dtype=np.uint32)
     sets = families(count, count, largest)
@@ -194,6 +191,41 @@ def test_removals_by_sets(
     device.check()
     host = store.on_host()
     assert [set(host.get(i).tolist()) for i in range(count)] == sets
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_large_sets_are_compared_by_the_whole_device(
+    order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets around and above LARGE_SET of decide.cu, some of whose pairs are similar, unlike, or of unlike size."""
+    monkeypatch.setattr(rounds, "MEASURE_BLOCKS", 3)
+    draw = random.Random(2)
+    base = [draw.randrange(2**32) for _ in range(28_000)]
+    # The third waits for the second after it was measured against the first.
+    sizes = [
+        (0, 17_000),
+        (11_000, 28_000),
+        (8_000, 28_000),
+        (0, 16_384),
+        (0, 16_385),
+        (0, 20_000),
+        (9_000, 20_000),
+        (500, 20_000),
+        (0, 400),
+        (3, 17_000),
+        (0, 19_999),
+    ]
+    sets = [set(base[first:last]) for first, last in sizes]
+    keys = np.zeros((1, len(sets)), np.uint64)
+    device = EmulatedDevice(order=order, timing="random")
+    stream = device.stream()
+    buckets = buckets_of(device, stream, keys, np.arange(len(sets), dtype=np.uint32), window=9)
+    store = store_of(device, stream, sets, tmp_path)
+    candidates = reference_pairs(keys.tolist(), 9, lambda a, b: True)
+    for ppm in (550_000, 960_000):
+        decision = Keepers(device, stream, buckets, CompareSets(store, ppm), None).run()
+        expected = expected_decision(candidates, len(sets), lambda a, b: jaccard(sets[a], sets[b]), ppm)
+        assert [array.tolist() for array in decision.arrays()] == list(expected)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -222,11 +254,12 @@ def test_removals_by_lanes_and_unverified(order: Any, monkeypatch: pytest.Monkey
     assert decision.whole.max() == 0
 
 
-def test_documents_of_equal_content_across() -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_documents_of_equal_content_across(order: Any, tmp_path: Path) -> None:
     """The reference's rule for `across` against the chain of equals that the device walks."""
     draw = random.Random(3)
-    count = 80
-    content = [draw.randrange(12) for _ in range(count)]
+    count = 150
+    content = [draw.randrange(30) for _ in range(count)]
     across = np.array([draw.randrange(3) for _ in range(count)], np.int32)
     first: dict[tuple[int, int], int] = {}
     documents = [i for i in range(count) if first.setdefault((content[i], int(across[i])), i) == i]
@@ -234,23 +267,22 @@ def test_documents_of_equal_content_across() -> None:
     leaders: dict[int, int] = {}
     leader = np.array([leaders.setdefault(c, i) for i, c in enumerate(content)], np.uint32)
     keys = random_keys(len(documents), 2, 6, seed=8)
-    sets = {c: {draw.randrange(30) for _ in range(12)} for c in content}
-    allowed = reference_pairs(keys.tolist(), 2, lambda a, b: across[a] != across[b])
-    allowed |= {(a, b) for b in range(len(content)) for a in range(b) if content[a] == content[b]}
-    expected = expected_decision(
-        allowed, len(content), lambda a, b: (1, 1) if content[a] == content[b] else (0, 1), 800_000
-    )
-    device = EmulatedDevice(order="random", timing="random")
+    # Contents 2k and 2k + 1 are similar too, so an equal one and a similar one may both be kept and rank better.
+    sets = {c: {1000 * (c // 2) + i for i in range(20 - c % 2)} for c in content}
+    candidates = reference_pairs(keys.tolist(), 2, lambda a, b: across[a] != across[b])
+    candidates |= {(a, b) for b in range(len(content)) for a in range(b) if content[a] == content[b]}
+
+    def similarity(better: int, worse: int) -> tuple[int, int]:
+        return (1, 1) if content[better] == content[worse] else jaccard(sets[content[better]], sets[content[worse]])
+
+    expected = expected_decision(candidates, len(content), similarity, 800_000)
+    device = EmulatedDevice(order=order, timing="random")
     stream = device.stream()
     buckets = buckets_of(device, stream, keys, np.arange(len(content), dtype=np.uint32), across=across)
-    host = _cpu.SetStore(count=len(content), memory_bytes=1 << 20, directory="/nonexistent")
-    store = DeviceSets(device, stream, host, len(content), workers=1)
-    for i, c in enumerate(content):  # sets of distinct contents are disjoint, so only equal ones are similar
-        hashes = np.array(sorted(sets[c]), np.uint32) + np.uint32(1000 * c)
-        store.add(np.array([i], np.uint32), np.zeros(1, np.uint32), hashes, np.array([0, len(hashes)]), workers=1)
+    store = store_of(device, stream, [sets[c] for c in content], tmp_path)
     decision = Keepers(device, stream, buckets, CompareSets(store, 800_000), leader).run()
-    assert decision.keeper.tolist() == expected[0]
-    assert any(keeper != NONE for keeper in expected[0])
+    assert [array.tolist() for array in decision.arrays()] == list(expected)
+    assert {(1, 1), (19, 20)} <= set(zip(*expected[1:], strict=True))
 
 
 def test_a_chain_in_which_each_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
