@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from gpudedup.backends.base import I64, U32, Backend, Decision, SetStore
 from gpudedup.errors import InputError, MemoryLimitError, OutputError
+from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
-from gpudedup.io.source import Batch, Source
+from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
@@ -66,15 +67,8 @@ class ShingleSets:
                 continue
             wanted: I64 = positions[low:high].astype(np.int64) - first
             place = int(low)
-            sizes: deque[tuple[int, int]] = deque()  # (documents, bytes of text) that the backend has drawn
-
-            def texts(batches: Iterator[Batch], sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
-                for batch in batches:
-                    text = batch.columns.column(0)
-                    sizes.append((len(text), int(value_bytes(text).sum())))
-                    yield text
-
-            for shingles in self._backend.shingles(texts(shard.read([self._params.text_column], wanted), sizes)):
+            sizes: deque[tuple[int, int]] = deque()
+            for shingles in self._backend.shingles(self._texts(shard, wanted, sizes)):
                 count, size = sizes.popleft()
                 rows = np.arange(count, dtype=np.uint32)
                 self._add(store, numbers[place : place + count], rows, shingles.hashes, shingles.offsets)
@@ -84,6 +78,13 @@ class ShingleSets:
                 progress("verify", done, text_bytes)
             if place != high:
                 raise InputError(f"{shard.name} gave {place - int(low)} of {len(wanted)} rows when it was read again")
+
+    def _texts(self, shard: Shard, wanted: I64, sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
+        """The text of rows; (documents, bytes) of each batch that was drawn goes to ``sizes``."""
+        for batch in prefetch(shard.read([self._params.text_column], wanted), 2):
+            text = batch.columns.column(0)
+            sizes.append((len(text), int(value_bytes(text).sum())))
+            yield text
 
     def _add(self, store: SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
         if not len(numbers):
