@@ -45,7 +45,8 @@ UNITS_A_BYTE = 6
 @dataclass(frozen=True, slots=True)
 class Request:
     """Documents values[offsets[i] : offsets[i + 1]], text as bytes or tokens, and what is wanted of them beside content
-    and unit counts. scope_keys uint64[n]."""
+    and unit counts. scope_keys uint64[n]. Raises ValueError if offsets do not ascend within the values: kernels trust
+    them."""
 
     values: U8 | I64
     offsets: I32 | I64
@@ -53,6 +54,15 @@ class Request:
     band_keys: bool = True
     lanes: bool = False
     shingles: bool = False
+
+    def __post_init__(self) -> None:
+        offsets = self.offsets
+        if len(offsets) == 0 or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError("offsets must be at least one and ascend")
+        if offsets[0] < 0 or offsets[-1] > len(self.values):
+            raise ValueError(f"offsets reach from {offsets[0]} to {offsets[-1]}, outside of {len(self.values)} values")
+        if self.scope_keys is not None and len(self.scope_keys) != len(offsets) - 1:
+            raise ValueError(f"{len(self.scope_keys)} scope keys for {len(offsets) - 1} documents")
 
 
 def lane_constants(seed: int, count: int) -> tuple[U32, U32]:
@@ -82,9 +92,6 @@ class _Arrays(Generic[Array]):
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
-
-    def __len__(self) -> int:
-        return len(self._arrays)
 
     def reserve(self, name: str, size: int, dtype: npt.DTypeLike) -> None:
         """At least ``size`` values. What grows does so by a quarter, lest sizes that vary a little cost each time."""
@@ -175,13 +182,16 @@ class Signer:
     """Signs with the parameters of one run. `sign` may be called again once its last iterator is used up or closed."""
 
     def __init__(self, device: Device, params: Params, *, piece_bytes: int, slots: int = 3) -> None:
-        """``piece_bytes`` bounds the values of a piece, and what its documents take beside them."""
+        """``piece_bytes`` bounds the values of a piece, and what its documents take beside them. On the device, three
+        slots take up to 19 times as much for words, 29 times for characters and 8 times for tokens; more where text
+        folds to more units or bytes."""
         self._device = device
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
         self._bands, self._rows = params.banding
         self._bound = max(1, min(piece_bytes, MAX_PIECE_BYTES - 1))
         self._up, self._compute, self._down = device.stream(), device.stream(), device.stream()
+        self._fetch = device.stream()  # also down, of what is asked for while others wait in `_down` for kernels
         self._slots = [_Slot(_Arrays(device.alloc_host), _Arrays(device.alloc)) for _ in range(slots)]
         self._work: _Arrays[DeviceArray] = _Arrays(device.alloc, self._compute.synchronize)
         a, b = lane_constants(params.seed, -(-self._lane_count // WARP_LANES) * WARP_LANES)
@@ -252,8 +262,7 @@ class Signer:
                 if piece.final:
                     yield piece.output.signed()
         finally:
-            if flight:
-                self._synchronize()
+            self._synchronize()  # whatever ends this, the memory of pieces is free to be used again
 
     def _too_long(self, piece: _Piece) -> bool:
         """Whether positions in the first document of a piece have no room in 32 bits."""
@@ -282,7 +291,7 @@ class Signer:
         return _Piece(piece.output, piece.first, middle)
 
     def _synchronize(self) -> None:
-        for stream in (self._up, self._compute, self._down):
+        for stream in (self._up, self._compute, self._down, self._fetch):
             stream.synchronize()
 
     def _release(self) -> None:
@@ -301,11 +310,11 @@ class Signer:
         np.copyto(slot.host["values"][:size], request.values[start : start + size])
         np.subtract(piece.offsets, start, out=slot.host["offsets"][: count + 1], casting="unsafe")
         up = {"values": size, "offsets": count + 1}
-        if request.scope_keys is None:
-            self._device.fill(slot.device["scope_keys"][:count], 0, self._up)
-        else:
+        if request.scope_keys is not None:
             np.copyto(slot.host["scope_keys"][:count], request.scope_keys[piece.first : piece.last])
             up["scope_keys"] = count
+        elif request.band_keys:
+            self._device.fill(slot.device["scope_keys"][:count], 0, self._up)  # SCOPE_NONE
         for name, items in up.items():
             self._device.upload(slot.host[name][:items], slot.device[name], self._up)
         self._compute.wait(self._up.record())
@@ -315,29 +324,32 @@ class Signer:
         """All memory of a piece but that of packed shingle hashes on the host."""
         request, count, size = piece.output.request, piece.count, piece.size
         values = np.int64 if self._unit == "tokens" else np.uint8
-        up: dict[str, tuple[int, npt.DTypeLike]] = {
-            "values": (size, values),
-            "offsets": (count + 1, np.uint32),
-            "scope_keys": (count, np.uint64),
-        }
+        up: dict[str, tuple[int, npt.DTypeLike]] = {"values": (size, values), "offsets": (count + 1, np.uint32)}
+        if request.scope_keys is not None:
+            up["scope_keys"] = (count, np.uint64)
         for name, (items, kind) in {**up, **self._down_arrays(piece)}.items():
             slot.host.reserve(name, items, kind)
             slot.device.reserve(name, items, kind)
         if request.band_keys:
+            slot.device.reserve("scope_keys", count, np.uint64)
             slot.device.reserve("lanes", self._lane_count * count, np.uint32)
 
         slot.unit_room, slot.byte_room = size, 0
         if self._unit != "tokens":
-            # Mostly a word has more than one letter, and what folds to more bytes is rare.
-            slot.unit_room = max(piece.unit_room, (size if self._unit == "char" else size // 2) + 64)
-            slot.byte_room = max(piece.byte_room, size + size // 4 + 256)
+            # A word of one letter has a separator beside it, but at a document's end; what folds to more bytes is rare.
+            units = max(piece.unit_room, (size if self._unit == "char" else size // 2 + count) + 64)
+            folded = max(piece.byte_room, size + size // 4 + 256)
             blocks = -(-size // (READ_BYTES * READ_THREADS))
             self._work.reserve("starts", size // 32 + 2, np.uint32)
             self._work.reserve("before", 4 * blocks * READ_THREADS, np.uint32)
             self._work.reserve("blocks", 4 * blocks, np.uint32)
-            self._work.reserve("unit_start", slot.unit_room, np.uint32)
-            self._work.reserve("folded", slot.byte_room + FOLDED_SLACK, np.uint8)
-        self._work.reserve("shingles", slot.unit_room, np.uint32)
+            self._work.reserve("unit_start", units, np.uint32)
+            self._work.reserve("shingles", units, np.uint32)
+            self._work.reserve("folded", folded + FOLDED_SLACK, np.uint8)
+            slot.unit_room = min(self._work["unit_start"].size, self._work["shingles"].size, MAX_ROOM)
+            slot.byte_room = min(self._work["folded"].size - FOLDED_SLACK, MAX_ROOM)
+        else:
+            self._work.reserve("shingles", size, np.uint32)
         if request.shingles:
             self._work.reserve("counts", count, np.uint32)
             self._work.reserve("shingle_offsets", count + 1, np.uint64)
@@ -413,17 +425,9 @@ class Signer:
         self._launch(f"measure_{kind}", size, block_bytes, READ_THREADS, *text, *spans)
         self._launch(f"join_{kind}", 1, 1, JOIN_THREADS, work["blocks"], np.uint32(blocks), needed)
         self._launch(
-            f"find_{kind}",
-            size,
-            block_bytes,
-            READ_THREADS,
-            *text,
-            *spans,
-            *room,
-            work["folded"],
-            work["unit_start"],
-            source,
-        )
+            f"find_{kind}", size, block_bytes, READ_THREADS,
+            *text, *spans, *room, work["folded"], work["unit_start"], source,
+        )  # fmt: skip
         self._launch(
             "first_units", count + 1, READ_THREADS, READ_THREADS,
             device["offsets"], documents, source, *room, device["first"],
@@ -476,6 +480,6 @@ class Signer:
         busy with the next pieces: they take half of the way down, or more, and room for the most there could be is
         several times as much."""
         slot.host.reserve("packed", total, np.uint32)
-        self._device.download(slot.device["packed"][:total], slot.host["packed"], self._down)
-        self._down.record().synchronize()
+        self._device.download(slot.device["packed"][:total], slot.host["packed"], self._fetch)
+        self._fetch.record().synchronize()
         return slot.host["packed"][:total].copy()
