@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import errno
 import gc
+import gzip
 import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -24,10 +27,14 @@ import pytest
 import gpudedup
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
 from gpudedup.explain import explain
+from gpudedup.io import open_source
+from gpudedup.io.jsonl import JsonlShard
+from gpudedup.stages.apply import _threads
 from gpudedup.store import manifest as manifests
 from gpudedup.store.atomic import atomic_file, output_errors
 from gpudedup.store.manifest import InputEntry, SkippedEntry
 from gpudedup.store.run_directory import MARKER, Run, RunDirectory, relative_names
+from gpudedup.store.stopping import GivenUpError, checkpoint, heed
 
 REMOVED = pa.table({"shard": ["x"], "row": pa.array([1], pa.int64()), "similarity": [1.0]})
 
@@ -377,6 +384,175 @@ def test_kill_leaves_no_half_file_under_a_final_name(tmp_path):
         Run.open(tmp_path / "out")
     with pytest.raises(OutputError, match="unfinished run"):
         RunDirectory.create(tmp_path / "out", ["a.jsonl"])
+
+
+# Stopping
+
+
+class StopAt(threading.Event):
+    """Set when it is asked for the given time, so that tests need no clock."""
+
+    def __init__(self, time: int) -> None:
+        super().__init__()
+        self.left = time
+
+    def is_set(self):
+        self.left -= 1
+        return self.left < 1
+
+
+def in_thread(work):
+    """Threads of their own, since what one heeds stays with it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+TEXTS = pa.table({"text": [f"{number} " * 200 for number in range(5000)]})
+
+
+def write_table(path: Path) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(TEXTS, path, row_group_size=1000)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_file(str(path), TEXTS.schema) as writer:
+            writer.write_table(TEXTS, max_chunksize=1000)
+    elif path.name.endswith(".csv"):
+        path.write_text("text\n" + "".join(f"{text}\n" for text in TEXTS["text"].to_pylist()))
+    else:
+        lines = "".join(f'{{"text":"{text}"}}\n' for text in TEXTS["text"].to_pylist()).encode()
+        path.write_bytes(gzip.compress(lines) if path.suffix == ".gz" else lines)
+
+
+@pytest.mark.parametrize("kept", [1, 0.5, 0])
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.jsonl", "a.jsonl.gz", "a.csv"])
+def test_writers_look_for_a_stop_between_pieces_of_work(tmp_path, name, kept):
+    write_table(tmp_path / name)
+    source = open_source(tmp_path / name, text_column="text", columns=["text"], memory_bytes=1 << 30)
+    (shard,) = source.shards
+    keep = np.arange(5000) < 5000 * kept
+    for time_of_stop in range(1, 4):
+        if not kept and name in ("a.parquet", "a.arrow") and time_of_stop > 1:
+            continue  # nothing is read either
+
+        def work(time_of_stop: int = time_of_stop) -> None:
+            heed(StopAt(time_of_stop))
+            shard.write_kept(keep, tmp_path / "kept")
+
+        with pytest.raises(GivenUpError):
+            in_thread(work)
+    shard.write_kept(keep, tmp_path / "kept")  # this thread was not asked to stop
+
+
+def test_data_in_memory_is_written_with_looks_for_a_stop(tmp_path):
+    source = open_source(pa.concat_tables([TEXTS] * 8), text_column="text", columns=["text"], memory_bytes=1 << 30)
+
+    def work():
+        heed(StopAt(2))
+        source.shards[0].write_kept(np.ones(40_000, bool), tmp_path / "kept")
+
+    with pytest.raises(GivenUpError):
+        in_thread(work)
+
+
+def test_small_files_and_tables_are_written_with_looks_for_a_stop(tmp_path):
+    def small():
+        heed(StopAt(3))
+        write_small(tmp_path / "out")
+
+    def mask():
+        heed(StopAt(1))
+        write_run(tmp_path / "mask", "mask")
+
+    def checksum():
+        (tmp_path / "large").write_bytes(bytes(3 << 20))
+        heed(StopAt(3))
+        manifests.checksum(tmp_path / "large")
+
+    for work in (small, mask, checksum):
+        with pytest.raises(GivenUpError):
+            in_thread(work)
+    assert files(tmp_path) == ["large"]
+
+
+def test_a_shard_that_fails_ends_the_others(tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text":"{name}"}}\n')
+
+    def write(shard, keep, path):
+        if shard.name.endswith("b.jsonl"):
+            raise OutputError("b cannot be written")
+        for _ in range(3000):  # half a minute, if nobody stops it
+            time.sleep(0.01)
+            checkpoint()
+
+    monkeypatch.setattr(JsonlShard, "write_kept", write)
+    start = time.monotonic()
+    with pytest.raises(OutputError, match="b cannot be written"):
+        gpudedup.run(str(tmp_path / "*.jsonl"), tmp_path / "out", workers=2)
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_while_a_thread_starts(monkeypatch):
+    """The pool does not know that thread then, though it is at work."""
+    working, ended = threading.Event(), threading.Event()
+
+    def task():
+        try:
+            while True:
+                working.set()
+                time.sleep(0.2)
+                checkpoint()
+        finally:
+            ended.set()
+
+    start = threading.Thread.start
+
+    def start_and_be_interrupted(thread):
+        start(thread)
+        assert working.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
+    with pytest.raises(KeyboardInterrupt), _threads(1) as perform:
+        perform([task])
+    assert ended.is_set()
+
+
+ENDLESS = """
+import sys, time
+from gpudedup.cli import main
+from gpudedup.io.jsonl import JsonlShard
+from gpudedup.store.atomic import open_output
+def endless(shard, keep, path):
+    with open_output(path) as file:
+        print("writing", flush=True)
+        while True:
+            file.write(bytes(1 << 18))
+            time.sleep(0.01)
+JsonlShard.write_kept = endless
+main()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_in_the_middle_of_a_shard(tmp_path, signum):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text":"{name}"}}\n')
+    child = subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, "run", str(tmp_path), "-o", f"{tmp_path}-out", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with child:
+        assert child.stdout.readline() == b"writing\n"
+        child.send_signal(signum)
+        start = time.monotonic()
+        assert child.wait(30) == 128 + signum
+        assert time.monotonic() - start < 3  # about 0.1 s on an idle machine
+        assert b"what was unfinished has been removed" in child.stderr.read()
+    assert not Path(f"{tmp_path}-out").exists()
 
 
 # Many small files

@@ -42,7 +42,8 @@ from gpudedup.io.paths import ChangedError, InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
-from gpudedup.store.atomic import output_errors
+from gpudedup.store.atomic import open_output, output_errors
+from gpudedup.store.stopping import checkpoint
 
 BATCH_SHARE = 4
 """A batch may decode to 1 / BATCH_SHARE of the memory, all columns together, and its body be as long, if it is
@@ -196,17 +197,18 @@ class IpcShard:
             compression=compression, use_threads=False, allow_64bit=True, emit_dictionary_deltas=True
         )
         make = pa.ipc.new_file if self.is_file else pa.ipc.new_stream
-        with output_errors(path), pa.OSFile(str(path), "wb") as sink:
+        with output_errors(path), open_output(path) as sink:
             with make(sink, self.schema, options=options) as writer:
                 for number, batch, metadata in self._batches(numbers, None):
                     first, stop = self._span(number)
                     for offset, piece in self._to_write(number, batch):
+                        checkpoint()
                         low = first + offset
                         rows = np.flatnonzero(keep[low : min(low + piece.num_rows, stop)])
                         if len(rows):
                             writer.write_batch(take(piece, rows), custom_metadata=metadata)
                 self.file.check_unchanged()
-            return int(sink.tell())
+            return sink.tell()
 
     def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
         if len(keep) != self.row_count:

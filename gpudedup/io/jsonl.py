@@ -31,6 +31,7 @@ from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, UnreadableError, blocks_with, join_parts, open_sink, open_stream
 from gpudedup.store.atomic import output_errors
+from gpudedup.store.stopping import checkpoint
 
 BLOCK_BYTES = 1 << 18
 """Bytes read at a time. Documents of 7 KB: 256 KB decode at 480 MB/s, 1 MB at 385, 4 MB at 425; it is a matter of
@@ -269,6 +270,7 @@ class JsonlShard:
         row_count = 0
         with output_errors(path), open_sink(path, self.file.compression) as write:
             for block in self._blocks():
+                checkpoint()
                 if block.bom:
                     write(BOM)
                 stop = block.first_row + len(block.rows)

@@ -24,7 +24,8 @@ from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, merge, say, take
 from gpudedup.io.source import Batch, Skipped
 from gpudedup.io.tables import column_of
-from gpudedup.store.atomic import output_errors
+from gpudedup.store.atomic import open_output, output_errors
+from gpudedup.store.stopping import checkpoint
 
 HELD_SHARE = 8
 """A stream of at most 1 / HELD_SHARE of the memory stays there; a longer one goes to a file."""
@@ -177,11 +178,12 @@ class MemoryShard:
         """Write the kept rows as Parquet (zstd) with the table's schema; return the bytes written."""
         self._check_keep(keep)
         schema = self._data.schema
-        with output_errors(path), pa.OSFile(str(path), "wb") as sink:
+        with output_errors(path), open_output(path) as sink:
             with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
                 waiting: list[pa.RecordBatch] = []
                 waiting_bytes = 0
                 for _, batch in merge(self._rows(None, np.flatnonzero(keep))):
+                    checkpoint()
                     waiting.append(batch)
                     waiting_bytes += batch_bytes(batch)
                     if waiting_bytes >= ROW_GROUP_BYTES:
@@ -189,7 +191,7 @@ class MemoryShard:
                         waiting, waiting_bytes = [], 0
                 if waiting:
                     writer.write_table(pa.Table.from_batches(waiting, schema))
-            return int(sink.tell())
+            return sink.tell()
 
     def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
         if len(keep) != self.row_count:

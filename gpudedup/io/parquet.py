@@ -39,7 +39,8 @@ from gpudedup.io.paths import ChangedError, InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
-from gpudedup.store.atomic import output_errors
+from gpudedup.store.atomic import open_output, output_errors
+from gpudedup.store.stopping import checkpoint
 
 LIMIT_BYTES = 2 * TARGET_BYTES
 """What one decoded batch may reach at worst where values differ much in length."""
@@ -154,7 +155,7 @@ class ParquetShard:
             self.file.check_unchanged()
             raise InputError(f"cannot read {self.name}: {say(error)}") from error
         options = self._writer_options()
-        with output_errors(path), pa.OSFile(str(path), "wb") as sink:
+        with output_errors(path), open_output(path) as sink:
             with pq.ParquetWriter(sink, schema, store_schema=False, **options) as writer:
                 self.file.check_unchanged()
                 for group in groups:
@@ -165,7 +166,7 @@ class ParquetShard:
                 # With the input's own ARROW:schema entry, so that all types are read back as they were.
                 if metadata.metadata:
                     writer.add_key_value_metadata(dict(sorted(metadata.metadata.items())))
-            return int(sink.tell())
+            return sink.tell()
 
     def _check_keep(self, keep: npt.NDArray[np.bool_]) -> None:
         if len(keep) != self.row_count:
@@ -200,6 +201,7 @@ class ParquetShard:
         with contextlib.ExitStack() as stack:
             spill: Any = None
             for batch in self._kept_of_group(group, keep, encoded):
+                checkpoint()
                 if not batch.num_rows:
                     continue
                 held.append(batch)

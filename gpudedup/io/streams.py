@@ -17,6 +17,7 @@ from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.source import Batch
+from gpudedup.store.atomic import open_output
 
 GZIP_LEVEL = 6
 BOM = b"\xef\xbb\xbf"
@@ -144,7 +145,7 @@ class _Feed:
 @contextlib.contextmanager
 def open_sink(path: Path, compression: str | None) -> Iterator[Callable[[bytes], Any]]:
     """A function that writes to ``path``, compressing."""
-    with open(path, "wb") as file:
+    with open_output(path) as file:
         if compression == "gzip":
             deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
             yield lambda data: file.write(deflate.compress(data))

@@ -21,7 +21,7 @@ from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
 from gpudedup.stages.sign import Signed
 from gpudedup.store.run_directory import RunDirectory
-from gpudedup.store.stopping import heed
+from gpudedup.store.stopping import checkpoint, heed
 
 FILES_AT_ONCE = 500
 """Small files that one task copies."""
@@ -97,13 +97,27 @@ def new_run(out: str | os.PathLike[str], source: Source, inputs: Sequence[str], 
 def _threads(count: int) -> Iterator[Callable[[Iterable[Task]], None]]:
     """A function that performs tasks, ``count`` at a time, and raises what the first one to fail raised.
 
-    Then, or when the block is left for another reason, tasks that are going on end at their next checkpoint.
+    Then, or when the block is left for another reason, tasks that are going on end at their next checkpoint, and none
+    is going on any more when this ends.
     """
     stop = threading.Event()
     pool = ThreadPoolExecutor(count, thread_name_prefix="gpudedup-apply", initializer=heed, initargs=(stop,))
+    changed = threading.Condition()
+    going_on: set[Task] = set()
+
+    def watched(task: Task) -> None:
+        with changed:
+            checkpoint()
+            going_on.add(task)
+        try:
+            task()
+        finally:
+            with changed:
+                going_on.remove(task)
+                changed.notify_all()
 
     def perform(tasks: Iterable[Task]) -> None:
-        jobs = [pool.submit(task) for task in tasks]
+        jobs = [pool.submit(watched, task) for task in tasks]
         done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
         for job in jobs:
             if job in done:
@@ -112,7 +126,9 @@ def _threads(count: int) -> Iterator[Callable[[Iterable[Task]], None]]:
     try:
         yield perform
     finally:
-        stop.set()
+        with changed:  # the pool does not know a thread that it was starting when a signal came in between
+            stop.set()
+            changed.wait_for(lambda: not going_on)
         pool.shutdown(cancel_futures=True)
 
 
