@@ -19,6 +19,7 @@ from gpudedup.backends.cuda import cupy_device, program
 from gpudedup.backends.cuda.cupy_device import CupyDevice
 from gpudedup.backends.cuda.device import DeviceArray
 from gpudedup.errors import DeviceError, DeviceMemoryError
+from gpudedup.kernels import BODIES
 
 SOURCE = 'extern "C" __global__ void twice(const uint32_t* from, uint64_t* to, uint32_t count) {}'
 
@@ -388,3 +389,97 @@ def lambda_grid(grids: list[int]) -> Any:
             return lambda *args: None
 
     return Loop()
+
+
+# -------------------------------------------------------------------------------------------------------------- a GPU
+
+
+@pytest.fixture(scope="module")
+def gpu() -> CupyDevice:
+    return CupyDevice(0)
+
+
+SIZES = (1, 2, 31, 1000, 1_000_003)
+
+
+@pytest.mark.gpu
+def test_gpu_loads_all_kernels(gpu: CupyDevice) -> None:
+    for name in program.signatures():
+        gpu._kernel(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+def test_gpu_copies_and_fills(gpu: CupyDevice, size: int) -> None:
+    stream = gpu.stream()
+    values = np.random.default_rng(size).integers(0, 2**32, size, np.uint32)
+    pinned = gpu.alloc_host(size, np.uint32)
+    pinned[:] = values
+    for source in (values, pinned):
+        assert np.array_equal(get(gpu, stream, put(gpu, stream, source)), values)
+    array = put(gpu, stream, values)
+    gpu.fill(array[size // 2 :], 0xA5, stream)
+    values[size // 2 :] = 0xA5A5A5A5
+    assert np.array_equal(get(gpu, stream, array), values)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("distinct", [2, 1000, 2**64])
+def test_gpu_sorts_are_stable(gpu: CupyDevice, size: int, distinct: int) -> None:
+    stream = gpu.stream()
+    keys = np.random.default_rng(size).integers(0, distinct, size, np.uint64, endpoint=distinct < 2**64)
+    keys = keys if distinct == 2**64 else keys * np.uint64(2**64 // (distinct + 1))  # the high bit too
+    array, order = put(gpu, stream, keys), gpu.alloc(size, np.uint32)
+    gpu.argsort(array, order, stream)
+    assert np.array_equal(get(gpu, stream, order), np.argsort(keys, kind="stable"))
+    assert np.array_equal(get(gpu, stream, array), keys)
+    gpu.sort(array, stream)
+    assert np.array_equal(get(gpu, stream, array), np.sort(keys))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_gpu_sums_are_of_64_bits(gpu: CupyDevice, size: int) -> None:
+    stream = gpu.stream()
+    values = np.random.default_rng(size).integers(2**31, 2**32, size, np.uint32)
+    sums = gpu.alloc(size + 1, np.uint64)
+    gpu.scan(put(gpu, stream, values), sums, stream)
+    assert np.array_equal(get(gpu, stream, sums), np.concatenate([[0], np.cumsum(values, dtype=np.uint64)]))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [*SIZES, 5_000_000])
+def test_gpu_loops_cover_their_count(gpu: CupyDevice, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    def count_up(i: int, array: Any, number: Any) -> None:
+        array[i] += number
+
+    monkeypatch.setitem(BODIES, "test_count_up", count_up)
+    stream = gpu.stream()
+    array = put(gpu, stream, np.arange(size + 1, dtype=np.uint32))
+    gpu.for_each("test_count_up", size, [array, np.uint32(7)], stream)
+    expected = np.arange(size + 1, dtype=np.uint32) + 7
+    expected[-1] -= 7
+    assert np.array_equal(get(gpu, stream, array), expected)
+
+
+@pytest.mark.gpu
+def test_gpu_streams_wait_for_events(gpu: CupyDevice) -> None:
+    """Long work in one stream, read in another: without the wait, mostly zeros."""
+    first, second = gpu.stream(), gpu.stream()
+    keys = np.random.default_rng(0).integers(0, 2**64, 20_000_000, np.uint64)
+    array = put(gpu, first, keys)
+    target = gpu.alloc_host(len(keys), np.uint64)
+    gpu.sort(array, first)
+    second.wait(first.record())
+    gpu.download(array, target, second)
+    second.synchronize()
+    assert np.array_equal(target, np.sort(keys))
+
+
+@pytest.mark.gpu
+def test_gpu_without_room_goes_on(gpu: CupyDevice) -> None:
+    with pytest.raises(DeviceMemoryError, match="has no room"):
+        gpu.alloc(2 * gpu.memory_bytes, np.uint8)
+    stream = gpu.stream()
+    assert get(gpu, stream, put(gpu, stream, np.arange(3, dtype=np.uint32))).tolist() == [0, 1, 2]
