@@ -1,4 +1,6 @@
-"""Memory: the largest RssAnon + RssShmem of a job's process, by size of text and for one huge document."""
+"""Memory: the largest RssAnon + RssShmem of a job's process, by size of text and for one huge document, and that
+of a Deduplicator by documents.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import Child, cache_directory, corpus_files, load, run_job, text_size
+from common import TINY, Child, cache_directory, corpus_files, load, run_job, text_size
 from pool import load_pool, noise
 
 MEMORY = "768 MB"
 SIZES = (1000, 4000)
+
+STREAM_MEMORY = "64 MB"
+STREAMED = (200, 800) if TINY else (300_000, 1_200_000)
+"""Documents; the sets of the fewest, 384 bytes each, already take more than half of ``STREAM_MEMORY``."""
 
 
 def bench_memory_of_sizes(benchmark: Any) -> None:
@@ -58,6 +64,26 @@ def bench_memory_of_huge_document(benchmark: Any) -> None:
         peak_megabytes=round(children[0].peak_bytes / 1e6),
         peak_over_text=round(children[0].peak_bytes / size, 2),
         seconds=round(children[0].seconds, 2),
+        load=load(),
+    )
+
+
+def bench_memory_of_stream(benchmark: Any) -> None:
+    """A Deduplicator of 18 bands after 0.3 and 1.2 million documents that it kept, whose shingle sets are on disk."""
+    found: dict[int, Child] = {}
+
+    def jobs() -> None:
+        for number in STREAMED:
+            found[number] = run_job([], mode="stream", documents=number, bands=18, rows=7, memory=STREAM_MEMORY)
+
+    benchmark.pedantic(jobs, rounds=1)
+    small, large = (found[number] for number in STREAMED)
+    more = large.report["documents"] - small.report["documents"]
+    benchmark.extra_info.update(
+        memory=STREAM_MEMORY,
+        stream_peak_megabytes={number: round(child.peak_bytes / 1e6) for number, child in found.items()},
+        seconds={number: round(child.seconds, 2) for number, child in found.items()},
+        bytes_per_document=round((large.peak_bytes - small.peak_bytes) / more),
         load=load(),
     )
 

@@ -33,6 +33,8 @@ def main() -> None:
             "device": summary.device,
             "workers": summary.workers,
         }
+    elif order["mode"] == "stream":
+        found = stream(**order["options"])
     else:
         assert order["mode"] == "start"
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
@@ -52,6 +54,28 @@ def decode(files: list[str]) -> dict[str, Any]:
             size += batch.columns.column(0).nbytes
     source.close()
     return {"documents": documents, "text_bytes": size, "cores": os.cpu_count()}
+
+
+BATCH, WORDS, LETTERS = 2000, 100, 5
+
+
+def stream(documents: int, **options: Any) -> dict[str, Any]:
+    """Filters documents of 100 random words, no two of them similar."""
+    import numpy as np
+    import pyarrow as pa
+
+    import gpudedup
+
+    filtering, random = gpudedup.Deduplicator(**options), np.random.default_rng(1)
+    size = WORDS * (LETTERS + 1)
+    offsets = pa.py_buffer(np.arange(BATCH + 1, dtype=np.int32) * size)
+    for first in range(0, documents, BATCH):
+        letters = random.integers(ord("a"), ord("z") + 1, (BATCH, size), np.uint8)
+        letters[:, LETTERS :: LETTERS + 1] = ord(" ")
+        rows = min(BATCH, documents - first)
+        text = pa.Array.from_buffers(pa.string(), rows, [None, offsets, pa.py_buffer(letters)])
+        assert filtering.filter(pa.table({"text": text})).true_count == rows
+    return {"documents": filtering.documents}
 
 
 if __name__ == "__main__":

@@ -154,6 +154,13 @@ def memory(result: Result) -> str:
                 ]
             )
             continue
+        if "stream_peak_megabytes" in case:
+            for number, peak in case["stream_peak_megabytes"].items():
+                rows.append([f'Deduplicator, memory="{case["memory"]}", {number} documents', peak, None, None])
+            more = case["bytes_per_document"]
+            judged = f"400: {verdict(more <= 400)}"
+            rows.append(["growth of a Deduplicator at 18 bands", None, f"{more} bytes a document", judged])
+            continue
         for size, peak in case["peak_megabytes"].items():
             what = f'{int(size) / 1000:.0f} GB of text, memory="{case["memory"]}", {case["documents"][size]} documents'
             rows.append([what, peak, None, f"1 GB: {verdict(peak <= 1000)}"])

@@ -109,7 +109,7 @@ CASES = {
     "sign": "english",
     "job": "mixed and mask and 768",
     "growth": "near_copies",
-    "memory": "huge",
+    "memory": "huge or stream",
     "import": "bench_import",
 }
 
