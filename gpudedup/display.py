@@ -303,8 +303,9 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("  empty", f"{summary.removed_empty:,}"))
     elif summary.empty:
         rows.append(("  empty, kept", f"{summary.empty:,}"))
-    if summary.skipped:
-        rows.append(("skipped", f"{summary.skipped:,} rows that could not be read"))
+    if summary.skipped or summary.skipped_files:
+        files = f", and {summary.skipped_files:,} whole files" if summary.skipped_files else ""
+        rows.append(("skipped", f"{summary.skipped:,} rows that could not be read{files}"))
     bounded = "none"
     if summary.bounded_buckets:
         bounded = (

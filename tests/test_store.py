@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import gc
 import gzip
+import json
 import os
 import resource
 import shutil
@@ -25,6 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import gpudedup
+from gpudedup.display import summary_rows
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
 from gpudedup.explain import explain
 from gpudedup.io import open_source
@@ -634,6 +636,36 @@ def test_small_files_are_flushed_before_they_are_named_and_names_before_the_mani
     assert place["syncfs"] < place['out/kept")'] < place['out/manifest.json")']
     between = calls[place['out/kept")'] : place['out/manifest.json")']]
     assert sum("fsync" in line for line in between) >= 3, "the run's folder, that of the table, the manifest"
+
+
+# What was skipped
+
+
+MAIN = "from gpudedup.cli import main; main()"
+
+
+def test_whole_files_that_were_skipped_are_counted(tmp_path):
+    """Beside the rows: a truncated stream has lost rows, too many to count, but not all of them."""
+    for name in ("a", "b"):
+        pq.write_table(pa.table({"text": [name, "x"]}), tmp_path / f"{name}.parquet")
+    for name in ("c", "d"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"no parquet")
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, "run", str(tmp_path), "-o", f"{tmp_path}-out", "--on-error", "skip", "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert (found["documents"], found["skipped"], found["skipped_files"]) == (4, 0, 2)
+    run = gpudedup.Run.open(f"{tmp_path}-out")
+    assert run.manifest.counts["skipped_files"] == run.summary().skipped_files == 2
+    assert ("skipped", "0 rows that could not be read, and 2 whole files") in summary_rows(run.summary())
+    lines = "".join(f'{{"text":"{number}"}}\n' for number in range(50_000)).encode()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines)[:-1000])
+    summary = gpudedup.deduplicate(tmp_path / "cut.jsonl.gz", on_error="skip").summary()
+    assert summary.documents > 0
+    assert summary.skipped_files == 0
 
 
 # Where inputs are
