@@ -168,6 +168,19 @@ def test_an_event_frees_what_came_before_it(device: CupyDevice) -> None:
     assert device.alloc(9, np.uint64).address == addresses[1]
 
 
+def test_waiting_for_one_stream_frees_what_it_waited_for(device: CupyDevice) -> None:
+    """Else a stream that is never waited for itself would keep all that it ever used."""
+    first, second = device.stream(), device.stream()
+    before = put(device, first, np.arange(8, dtype=np.uint64))
+    second.wait(first.record())
+    after = put(device, first, np.arange(9, dtype=np.uint64))
+    addresses = before.address, after.address
+    del before, after
+    second.synchronize()
+    assert device.alloc(8, np.uint64).address == addresses[0]
+    assert device.alloc(9, np.uint64).address != addresses[1]
+
+
 def test_host_memory_lives_until_it_was_copied(device: CupyDevice) -> None:
     import weakref
 

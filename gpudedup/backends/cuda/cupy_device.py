@@ -49,6 +49,10 @@ class CupyEvent:
     def synchronize(self) -> None:
         with self._stream.device.current("waiting for work"):
             self.handle.synchronize()
+        self.release()
+
+    def release(self) -> None:
+        """Let go of what work before the event, which is done, used."""
         self._stream.release(self._mark)
 
 
@@ -59,7 +63,7 @@ class CupyStream:
         self.device = device
         self.handle = handle
         self._lock = threading.Lock()
-        self._used: deque[object] = deque()  # what queued work uses, oldest first
+        self._used: deque[object] = deque()  # what queued work uses, and events it waits for, oldest first
         self._released = 0  # as many were let go of so far
 
     def keep(self, *used: object) -> None:
@@ -73,11 +77,16 @@ class CupyStream:
             return self._released + len(self._used)
 
     def release(self, mark: int) -> None:
-        """Let go of what work before ``mark``, which is done, used."""
+        """Let go of what work before ``mark``, which is done, used; in the streams that it waited for too."""
+        passed = []
         with self._lock:
             while self._released < mark:
-                self._used.popleft()
+                used = self._used.popleft()
                 self._released += 1
+                if isinstance(used, CupyEvent):
+                    passed.append(used)
+        for event in passed:
+            event.release()
 
     def record(self) -> CupyEvent:
         mark = self.mark()
@@ -90,6 +99,7 @@ class CupyStream:
         assert isinstance(event, CupyEvent)
         with self.device.current("ordering two streams"):
             self.handle.wait_event(event.handle)
+        self.keep(event)
 
     def synchronize(self) -> None:
         mark = self.mark()
