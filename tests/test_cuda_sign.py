@@ -295,6 +295,21 @@ def test_spans_join_in_any_order(unit: str) -> None:
         assert units[0] == expected, text
 
 
+@pytest.mark.parametrize("order", emulator.ORDERS)
+def test_one_block_joins_any_number_of_spans(order: emulator.Order) -> None:
+    """More than it has threads, as of a text of many megabytes."""
+    uncut, chance = 2**32 - 1, random.Random(3)
+    spans = {"x": (1, uncut, 0, 1), "中": (0, 0, 1, 1), ".": (0, 0, 0, 0)}
+    text = "." + "".join(chance.choices("x中.", (40, 1, 1), k=2 * sign.JOIN_THREADS + 300))
+    joined, needed = np.array([spans[c] for c in text], np.uint32), np.zeros(2, np.uint32)
+    emulator.kernels().launch("join_words", 1, sign.JOIN_THREADS, [joined.ravel(), np.uint32(len(text)), needed], order)
+    assert needed.tolist() == [len(reference.units(text, "word:1", "none")), len(text) - text.count(".")]
+    for i in chance.sample(range(1, len(text)), 100):
+        _, run, units, size = joined[i].tolist()
+        assert units + -(-run // 64) == len(reference.units(text[:i], "word:1", "none"))
+        assert size == i - text[:i].count(".")
+
+
 # ------------------------------------------------------------------------------------------------- pipeline
 
 BATCHES = [
@@ -381,8 +396,15 @@ def test_next_batches_are_queued_before_one_is_waited_for() -> None:
     assert launched == [3 * one, 4 * one, 5 * one, 6 * one, 6 * one, 6 * one]
 
 
-def test_texts_that_need_more_room_go_again(device: EmulatedDevice) -> None:
-    documents = ["ﷺ" * 400, "a", "a b " * 300, "\u1e9e" * 100]
+@pytest.mark.parametrize(
+    "documents",
+    [
+        pytest.param(["x", "\ufdf2" * 600], id="bytes"),
+        pytest.param(["x", ("a " * 34 + "㌀" * 4) * 20], id="units"),
+        pytest.param(["ﷺ" * 400, "a", "a b " * 300], id="both"),
+    ],
+)
+def test_texts_that_need_more_room_go_again(device: EmulatedDevice, documents: list[Document]) -> None:
     ours = signer(device, shingle="word:2")
     [first] = ours.sign([request(documents)])
     assert_equals_reference(first, documents, shingle="word:2")
@@ -435,6 +457,15 @@ def test_memory_that_holds_a_few_documents_at_a_time() -> None:
     assert device.counters.peak_bytes > 500_000
 
 
+def test_pieces_of_many_small_documents_are_bounded_too() -> None:
+    device = EmulatedDevice()
+    ours = signer(device, 50_000, num_perm=128, bands=1, rows=128)
+    constants = device.used_bytes
+    [signed] = ours.sign([request([""] * 2000)])
+    assert (signed.unit_count == 0).all()
+    assert device.counters.peak_bytes - constants < 4 * 50_000 < 2000 * 128 * 4
+
+
 def test_a_document_that_does_not_fit() -> None:
     device = EmulatedDevice(memory_bytes=700_000)
     ours = signer(device)
@@ -479,6 +510,17 @@ def test_a_lost_device_is_an_error_at_any_call() -> None:
         break
     assert len(results) == len(batches)
     assert call > 100
+
+
+def test_a_refused_launch_is_an_error() -> None:
+    device = EmulatedDevice()
+    ours = signer(device)
+    device.faults.launch = 14
+    with pytest.raises(DeviceError, match="refused to launch"):
+        list(ours.sign(map(request, BATCHES)))
+    for result, documents in zip(ours.sign(map(request, BATCHES)), BATCHES, strict=True):
+        assert_equals_reference(result, documents)
+    device.check()
 
 
 @pytest.mark.parametrize(

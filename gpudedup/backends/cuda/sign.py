@@ -83,7 +83,8 @@ Array = TypeVar("Array", bound=_Sized)
 
 
 class _Arrays(Generic[Array]):
-    """Arrays by name that only grow. ``quiet`` waits until nothing uses the one that is dropped."""
+    """Arrays by name that only grow. ``quiet`` waits until nothing uses one that is dropped: it and its successor need
+    not fit beside each other."""
 
     def __init__(self, alloc: Callable[[int, npt.DTypeLike], Array], quiet: Callable[[], None] = lambda: None) -> None:
         self._alloc = alloc
