@@ -120,7 +120,7 @@ def test_equals_reference(seed: int) -> None:
     assert_random_run_equals_reference(seed)
 
 
-def assert_random_run_equals_reference(seed: int) -> None:
+def assert_random_run_equals_reference(seed: int, device: str = "auto") -> None:
     rng = random.Random(seed)
     texts = random_corpus(rng, rng.choice([1, 5, 20, 60, 100]))
     options = random_options(rng)
@@ -152,6 +152,7 @@ def assert_random_run_equals_reference(seed: int) -> None:
         across="x" if across else None,
         workers=rng.choice([1, 2, 5]),
         keep_sets=rng.random() < 0.3,
+        device=device,
         **options,
     )
     assert_same(result, expected)
@@ -513,9 +514,14 @@ def test_bad_parameters(options: dict[str, Any], message: str) -> None:
         gpudedup.deduplicate(["text"], **options)
 
 
-def test_a_device_that_is_not_there() -> None:
-    with pytest.raises(DeviceError, match="CPU only"):
-        gpudedup.deduplicate(["text"], device="cuda")
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUDEDUP_DISABLE_GPU", "1")
+    for device in ("cuda", "cuda:3"):
+        with pytest.raises(DeviceError, match=f'{device}" is not available: GPUDEDUP_DISABLE_GPU=1 .* device="cpu"'):
+            gpudedup.deduplicate(["text"], device=device)
+    summary = gpudedup.deduplicate(["text"], device="auto").summary()
+    assert summary.device.startswith("cpu (")
+    assert summary.device_reason.startswith("GPUDEDUP_DISABLE_GPU=1 ")
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
