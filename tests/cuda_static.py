@@ -59,11 +59,10 @@ BUDGETS = {
     "key_hashes": Budget(16),
     "mark_distinct": Budget(16),
     "place_sets": Budget(16),
-    # Of decide.cu: once a document, not in the loop over candidates, one value goes through memory; sets divide once a
-    # pair (needed_intersection), and save registers around that.
-    "advance_lanes": Budget(48, stack=8, wants=(r"\bVOTE",)),
-    "advance_sets": Budget(48, stack=16, spilled=24, calls=True),
-    "advance_unverified": Budget(40, stack=8),
+    # Of decide.cu.
+    "advance_lanes": Budget(48, wants=(r"\bVOTE",)),
+    "advance_sets": Budget(48, wants=(r"\bVOTE",)),
+    "advance_unverified": Budget(40),
     "measure_large": Budget(32),
 }
 

@@ -12,6 +12,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -204,6 +205,7 @@ class EmulatedDevice:
     ) -> None:
         self.memory_bytes = memory_bytes
         self.counters = Counters()
+        self.ranges: list[str] = []
         self.faults = faults or Faults()
         self._kernels = kernels or emulator.kernels()
         self._order = order
@@ -217,6 +219,10 @@ class EmulatedDevice:
         self._host_knows: dict[EmulatedStream, int] = {}
 
     # The interface of gpudedup.backends.cuda.device.Device.
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        self.ranges.append(name)
+        return nullcontext()
 
     def free_bytes(self) -> int:
         self._enter()

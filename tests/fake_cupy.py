@@ -72,6 +72,7 @@ class FakeCupy(types.ModuleType):
         self.calls: list[tuple[Any, ...]] = []
         self.kernels: dict[str, Any] = {}
         self.modules: list[tuple[str, tuple[str, ...]]] = []
+        self.ranges: list[str] = []
         self._local = threading.local()
         self._blocks: dict[int, Any] = {}
         self._free_blocks: list[Any] = []
@@ -223,6 +224,7 @@ class FakeCupy(types.ModuleType):
         return types.SimpleNamespace(
             runtime=runtime,
             nvrtc=types.SimpleNamespace(getVersion=nvrtc_version),
+            nvtx=types.SimpleNamespace(RangePush=fake.ranges.append, RangePop=lambda: fake.ranges.append("end")),
             compiler=types.SimpleNamespace(CompileException=CompileException),
             driver=types.SimpleNamespace(CUDADriverError=CUDADriverError),
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),

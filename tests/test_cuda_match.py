@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import emulator
 import numpy as np
 import pytest
 import reference
@@ -191,6 +192,31 @@ def test_removals_by_sets(
     device.check()
     host = store.on_host()
     assert [set(host.get(i).tolist()) for i in range(count)] == sets
+
+
+DIVIDE = """
+#include "cuda/intersect.h"
+using namespace gpudedup;
+extern "C" __global__ void divide(const uint64_t* sizes, uint32_t count, uint64_t ppm, uint64_t reciprocal,
+                                  uint64_t* needed) {
+  if (threadIdx.x < count) needed[threadIdx.x] = needed_intersection(sizes[threadIdx.x], 0, Threshold{ppm, reciprocal});
+}
+"""
+
+
+@pytest.mark.parametrize("ppm", [1, 2, 3, 499_999, 500_000, 750_000, 800_000, 999_999, 1_000_000])
+def test_the_least_intersection_without_a_division(ppm: int) -> None:
+    """Against exact quotients, around multiples of the divisor where one too many or too few shows."""
+    divisor = 10**6 + ppm
+    draw = random.Random(ppm)
+    around = [
+        max(0, divisor * draw.randrange(2**33 // divisor + 1) // ppm + step) for _ in range(50) for step in (-1, 0, 1)
+    ]
+    sizes = np.array([0, 1, 2, 2**33 - 2, *(size for size in around if size < 2**33)], np.uint64)
+    needed = np.zeros(len(sizes), np.uint64)
+    reciprocal = np.uint64(2**64 // divisor)
+    emulator.build(DIVIDE).launch("divide", 1, 256, [sizes, np.uint32(len(sizes)), np.uint64(ppm), reciprocal, needed])
+    assert needed.tolist() == [-(-ppm * size // divisor) for size in sizes.tolist()]
 
 
 @pytest.mark.parametrize("order", ORDERS)

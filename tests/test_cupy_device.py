@@ -60,6 +60,12 @@ def test_what_it_is(device: CupyDevice, cupy: FakeCupy) -> None:
     assert device.free_bytes() == cupy.free + 800, "what the pool holds can be allocated too"
 
 
+def test_ranges_have_names_and_end(device: CupyDevice, cupy: FakeCupy) -> None:
+    with device.range("match"), pytest.raises(ZeroDivisionError), device.range("sets"):
+        1 / 0  # noqa: B018
+    assert cupy.ranges == ["gpudedup match", "gpudedup sets", "end", "end"]
+
+
 def test_copies_and_fills(device: CupyDevice, cupy: FakeCupy) -> None:
     stream = device.stream()
     values = np.arange(1000, dtype=np.uint32)

@@ -25,12 +25,12 @@ enum Outcome { UNLIKE, SIMILAR, UNMEASURED };
 
 struct CompareSets {
   Sets sets;
-  uint64_t threshold_ppm;
+  Threshold threshold;
   const uint32_t* large_common;  // of this document's pair, if `measured`
   __device__ Outcome operator()(uint32_t better, uint32_t worse, bool measured, uint32_t slot,
                                 Similarity* similarity) const {
     uint64_t m = sets.size[better], n = sets.size[worse];
-    const uint64_t needed = needed_intersection(m, n, threshold_ppm);
+    const uint64_t needed = needed_intersection(m, n, threshold);
     const bool first = m <= n;
     const uint64_t least = first ? m : n;
     if (least < needed) return UNLIKE;
@@ -135,7 +135,8 @@ __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_
       blocked = true;
     } else {
       __threadfence();
-      equal = state == KEPT ? previous : *static_cast<const volatile uint32_t*>(equals.kept + previous);
+      equal = previous;
+      if (state == REMOVED) equal = *static_cast<const volatile uint32_t*>(equals.kept + previous);
       if (writer) *static_cast<volatile uint32_t*>(equals.kept + document) = equal;
     }
   }
@@ -182,11 +183,12 @@ extern "C" __global__ void __launch_bounds__(256)
     advance_sets(const uint32_t* active, uint32_t active_count, uint32_t low, const uint64_t* begins,
                  const uint32_t* better, uint64_t* cursor, uint32_t has_equals, const uint32_t* previous_equal,
                  uint32_t* kept_equal, const uint64_t* set_address, const uint32_t* set_size, uint64_t threshold_ppm,
-                 uint32_t* requests, uint32_t* large_common, uint32_t* request_count, uint32_t* state, uint32_t* keeper,
-                 uint64_t* part, uint64_t* whole, uint64_t* compared, uint32_t* waits) {
+                 uint64_t reciprocal, uint32_t* requests, uint32_t* large_common, uint32_t* request_count,
+                 uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint64_t* compared,
+                 uint32_t* waits) {
   advance(active, active_count, {low, begins, better, cursor}, {has_equals, previous_equal, kept_equal},
-          CompareSets{{set_address, set_size}, threshold_ppm, large_common}, requests, large_common, request_count,
-          {state, keeper, part, whole, compared}, waits);
+          CompareSets{{set_address, set_size}, {threshold_ppm, reciprocal}, large_common}, requests, large_common,
+          request_count, {state, keeper, part, whole, compared}, waits);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -23,4 +23,15 @@ def select_backend(params: Params) -> Backend:
 
 def _cuda_backend(params: Params) -> Backend | str:
     """The backend on the GPU that ``params.device`` means, or why there is none, in one line."""
-    return "this version computes on the CPU only"
+    from gpudedup.backends.cuda.detect import detect
+
+    index = int(params.device.partition(":")[2] or 0)
+    if (reason := detect(index).reason) is not None:
+        return reason
+    from gpudedup.backends.cuda.backend import CudaBackend
+    from gpudedup.backends.cuda.cupy_device import CupyDevice
+
+    try:
+        return CudaBackend(params, CupyDevice(index), "a GPU was found" if params.device == "auto" else "as asked")
+    except DeviceError as error:
+        return str(error)

@@ -62,7 +62,6 @@ class ShingleCache:
 class Signed:
     """What is known of every document, by input position (from 0 over all shards)."""
 
-    shard_names: list[str]
     shard_first: I64
     """int64[shards + 1]: the input position of each shard's first row."""
     band_keys: list[U64]
@@ -192,7 +191,6 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
             raise InputError(f"the input has more than {MAX_DOCUMENTS} documents; split it over several runs")
         progress("sign", position, text_bytes)
     return Signed(
-        shard_names=[shard.name for shard in source.shards],
         shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
         band_keys=band_keys,
         lanes=lanes,

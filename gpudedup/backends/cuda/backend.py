@@ -77,17 +77,18 @@ class CudaBackend:
 
     def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> Buckets:
         try:
-            return DeviceBuckets(
-                self._device,
-                self._stream,
-                band_keys,
-                documents,
-                scopes,
-                across,
-                bands=self._params.banding.bands,
-                window=self._params.bucket_window,
-                workers=self.workers,
-            )
+            with self._device.range("match"):
+                return DeviceBuckets(
+                    self._device,
+                    self._stream,
+                    band_keys,
+                    documents,
+                    scopes,
+                    across,
+                    bands=self._params.banding.bands,
+                    window=self._params.bucket_window,
+                    workers=self.workers,
+                )
         except DeviceMemoryError:
             return self._host.buckets(band_keys, documents, scopes, across)
 
@@ -113,9 +114,10 @@ class CudaBackend:
     ) -> Decision:
         if isinstance(buckets, DeviceBuckets) and self._params.clustering == "keepers":
             try:
-                compare = self._compare(threshold_ppm, sets, lanes, documents)
-                if compare is not None:
-                    return Keepers(self._device, self._stream, buckets, compare, leader).run()
+                with self._device.range("verify"):
+                    compare = self._compare(threshold_ppm, sets, lanes, documents)
+                    if compare is not None:
+                        return Keepers(self._device, self._stream, buckets, compare, leader).run()
             except DeviceMemoryError:
                 pass
         return self._host.verify(

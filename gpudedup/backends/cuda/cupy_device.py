@@ -167,6 +167,14 @@ class CupyDevice:
         except Exception as error:
             raise self._device_error(error, doing) from error
 
+    @contextmanager
+    def range(self, name: str) -> Iterator[None]:
+        self.cupy.cuda.nvtx.RangePush(f"gpudedup {name}")
+        try:
+            yield
+        finally:
+            self.cupy.cuda.nvtx.RangePop()
+
     def free_bytes(self) -> int:
         with self.current("asking for free memory"):
             free, _ = self.cupy.cuda.runtime.memGetInfo()

@@ -9,6 +9,7 @@ it only when every stream that uses it was synchronised, or use it on one stream
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,6 +72,9 @@ class Device(Protocol):
 
     name: str
     memory_bytes: int
+
+    def range(self, name: str) -> AbstractContextManager[None]:
+        """Names what the calling thread does meanwhile, for profilers (NVTX)."""
 
     def free_bytes(self) -> int:
         """Bytes that could be allocated now, as far as can be told."""

@@ -56,7 +56,8 @@ class DeviceSets:
     def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
         if not self._full:
             try:
-                self._add(numbers, rows, hashes, offsets)
+                with self._device.range("sets"):
+                    self._add(numbers, rows, hashes, offsets)
             except DeviceMemoryError:
                 self.on_host()
         if self._full:

@@ -41,7 +41,8 @@ class CompareSets:
     kernel: str = "advance_sets"
 
     def args(self) -> list[DeviceArray | Scalar]:
-        return [self.sets.address, self.sets.size, np.uint64(self.threshold_ppm)]
+        reciprocal = 2**64 // (1_000_000 + self.threshold_ppm)
+        return [self.sets.address, self.sets.size, np.uint64(self.threshold_ppm), np.uint64(reciprocal)]
 
 
 @dataclass(frozen=True, slots=True)
