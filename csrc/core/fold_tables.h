@@ -18,7 +18,7 @@ constexpr uint32_t PAYLOAD_MASK = (1u << 22) - 1;
 constexpr uint32_t CODE_POINT_MASK = (1u << 21) - 1;
 // An element of a sequence is its kind << 30 | code point.
 
-#if !defined(__CUDACC_RTC__)  // the host's copy
+#if !defined(__CUDACC_RTC__)                           // the host's copy
 extern const uint16_t fold_index[3][FOLD_INDEX_SIZE];  // [fold][code point >> 7] -> page
 extern const uint32_t fold_pages[];                    // [page][code point & 127] -> entry
 extern const uint32_t fold_expansions[];
