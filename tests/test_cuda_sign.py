@@ -310,6 +310,21 @@ def test_one_block_joins_any_number_of_spans(order: emulator.Order) -> None:
         assert size == i - text[:i].count(".")
 
 
+@pytest.mark.parametrize("kind", ["words", "chars"])
+def test_sums_stop_before_they_wrap(kind: str) -> None:
+    """A text that folds to more than 32 bits can count must not seem to fit."""
+    open_gap = 65 if kind == "words" else 1
+    for spans in (
+        [(0, 0, 2**32 - 2, 2**31), (open_gap, open_gap, 1, 2**31)],
+        [(0, 0, 2**31, 2**32 - 1), (0, open_gap, 2**31, 0)],
+        [(0, 0, 2**32 - 1, 2**32 - 1), (0, open_gap, 2**32 - 1, 2**32 - 1)],
+    ):
+        needed = np.zeros(2, np.uint32)
+        values = np.array(spans, np.uint32).ravel()
+        emulator.kernels().launch(f"join_{kind}", 1, sign.JOIN_THREADS, [values, np.uint32(len(spans)), needed])
+        assert needed.tolist() == [2**32 - 1, 2**32 - 1]
+
+
 # ------------------------------------------------------------------------------------------------- pipeline
 
 BATCHES = [

@@ -17,7 +17,8 @@ struct alignas(16) Span {
 constexpr uint32_t UNCUT = 0xFFFFFFFFu;
 GPUDEDUP_HD Span empty_span() { return {0, UNCUT, 0, 0}; }
 
-/// Sums stop at 2^32 - 1, which no capacity reaches: 11 folded bytes come from one byte at most.
+/// Sums of units and bytes stop at 2^32 - 1, which is more than any capacity: a byte of text folds to up to 6 units and
+/// 11 bytes (U+FDFA).
 GPUDEDUP_HD uint32_t capped_sum(uint32_t x, uint32_t y) { return x + y < x ? 0xFFFFFFFFu : x + y; }
 
 /// Bytes that encode_utf8 writes.
@@ -33,11 +34,11 @@ struct Place {
 };
 
 /// word:n. Separators, singles and borders of documents cut; a gap is a run of that many joiners, and makes a unit for
-/// every 64 of them and for the rest. A text of less than 2^30 bytes has no run of 2^32: those few code points that
-/// fold to more than four a byte bring blanks along.
+/// every 64 of them and for the rest. No code point folds to more unbroken joiners a byte than U+327C, five of three
+/// bytes, so the run of a text of 2^30 bytes is a number below 2^32.
 struct Words {
   GPUDEDUP_HD uint32_t merge(uint32_t run, uint32_t next) { return run + next; }
-  GPUDEDUP_HD uint32_t gap_units(uint32_t run) { return (run >> 6) + ((run & (MAX_RUN - 1)) != 0); }
+  GPUDEDUP_HD uint32_t gap_units(uint32_t run) { return run / MAX_RUN + (run % MAX_RUN != 0); }
   GPUDEDUP_HD uint32_t gap_bytes(uint32_t) { return 0; }
   GPUDEDUP_HD Span border() { return {0, 0, 0, 0}; }
   GPUDEDUP_HD Span code_point(uint32_t kind, uint32_t bytes) {
@@ -47,7 +48,7 @@ struct Words {
   /// The run that is open at a place has begun its units before it.
   GPUDEDUP_HD Place after(const Span& span) {
     uint32_t run = span.tail == UNCUT ? span.head : span.tail;
-    return {run, span.units + gap_units(run), span.bytes};
+    return {run, capped_sum(span.units, gap_units(run)), span.bytes};
   }
 
   /// Calls begin() where a unit begins and put(code point) for each code point of it.
@@ -57,13 +58,12 @@ struct Words {
       run = 0;
       return;
     }
-    if (kind == KIND_SINGLE || (run & (MAX_RUN - 1)) == 0) begin();
+    if (kind == KIND_SINGLE || run % MAX_RUN == 0) begin();
     put(code_point);
     run = kind == KIND_SINGLE ? 0 : run + 1;
   }
   GPUDEDUP_HD void take_border(uint32_t& run) { run = 0; }
 };
-static_assert(MAX_RUN == 64, "Words shifts by six");
 
 /// char:n. Unit characters cut; a gap is the greatest of what stands in it, and makes a blank where that is separators
 /// alone: they stand between two unit characters of one document.
