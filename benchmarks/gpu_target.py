@@ -15,11 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gpudedup.backends import select
 from gpudedup.backends.cuda import cupy_device, detect, program
-from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Scalar, Stream
-from gpudedup.params import Params
 
 TESTS = str(Path(__file__).resolve().parent.parent / "tests")
 REHEARSAL = os.environ.get("GPUDEDUP_REHEARSE") == "1"
@@ -124,27 +121,23 @@ def open_target() -> Target:
 
 
 def rehearse() -> None:
-    """From here on device="cuda" means the emulated device in this process, and "cuda:1" one that is not there."""
+    """From here on this process finds the emulated device as GPU 0, and no other."""
     sys.path.append(TESTS)
     import emulated_device
 
-    def backend(params: Params) -> Any:
-        if params.device not in ("auto", "cuda", "cuda:0"):
-            return f"{params.device} was asked for, but visible is only cuda:0"
-        return CudaBackend(params, emulated_device.EmulatedDevice(), "as asked")
+    def found(index: int = 0) -> detect.Detection:
+        gpu = detect.Gpu(index=0, name="emulated", capability="", memory_bytes=0)
+        reason = None if index == 0 else f"cuda:{index} was asked for, but visible is only cuda:0"
+        return detect.Detection(reason=reason, gpus=(gpu,))
 
-    select._cuda_backend = backend
+    detect.detect = found  # type: ignore[assignment]
+    cupy_device.CupyDevice = lambda index: emulated_device.EmulatedDevice()  # type: ignore[assignment, misc]
 
 
 def description() -> dict[str, Any]:
     """The GPU and the software that drives it, without names or paths of the machine."""
-    if REHEARSAL:
-        found = detect.Detection(
-            reason=None, gpus=(detect.Gpu(index=0, name="emulated", capability="", memory_bytes=0),)
-        )
-    else:
-        found = detect.detect()
-        gpu = found.gpus[0]
+    found = detect.detect()
+    gpu = found.gpus[0]
     return {
         "gpu": gpu.name,
         "gpus": len(found.gpus),
