@@ -21,7 +21,7 @@ from cuda_static import ARCHITECTURES, BUDGET_NVRTC, BUDGETS, Budget, Usage
 
 import gpudedup
 from gpudedup.backends.cuda import program
-from gpudedup.backends.cuda.cupy_device import CupyDevice, numba_loop
+from gpudedup.backends.cuda.cupy_device import CupyDevice
 from gpudedup.backends.cuda.device import DeviceArray, Scalar
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import BODIES
@@ -168,6 +168,8 @@ def test_loops_compile_with_the_types_they_are_given(monkeypatch: pytest.MonkeyP
     from numba import cuda, from_dtype
     from numba.types import Array, Tuple, int64, void
 
+    from gpudedup.kernels.loop import compiled_loop
+
     seen = argument_types(monkeypatch)
     assert {body for body, _ in seen} == BODIES.keys()
     device = types.SimpleNamespace(compute_capability=(9, 0))
@@ -175,7 +177,7 @@ def test_loops_compile_with_the_types_they_are_given(monkeypatch: pytest.MonkeyP
     for body, described in sorted(seen):
         kinds = [(is_array, from_dtype(np.dtype(name))) for is_array, name in described]
         args = Tuple([Array(kind, 1, "C") if is_array else kind for is_array, kind in kinds])
-        loop = numba_loop(BODIES[body]).py_func
+        loop = compiled_loop(BODIES[body]).py_func
         ptx, _ = cuda.compile(loop, void(int64, args), device=False, cc=(9, 0), output="ptx", abi="numba")
         assert not re.search(r"\.f(16|32|64)\b|\.local\b", ptx), body
 

@@ -311,7 +311,7 @@ def test_documents_of_equal_content_across(order: Any, tmp_path: Path) -> None:
     assert {(1, 1), (19, 20)} <= set(zip(*expected[1:], strict=True))
 
 
-def test_a_chain_in_which_each_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_chain_in_which_each_waits_for_the_one_before(tmp_path: Path) -> None:
     """Neighbours share a bucket and are similar: every second one is removed."""
     count = 100
     keys = np.zeros((2, count), np.uint64)

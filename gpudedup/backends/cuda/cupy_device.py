@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,20 +118,6 @@ class _Interface:
             "data": (array.address, False),
             "version": 3,
         }
-
-
-def numba_loop(body: Callable[..., None]) -> Any:
-    """A kernel loop(count, args) that calls body(i, *args) for i = 0 .. count - 1, whatever its grid."""
-    from numba import cuda
-
-    step = cuda.jit(device=True)(body)
-
-    @cuda.jit
-    def loop(count, args):  # type: ignore[no-untyped-def]
-        for i in range(cuda.grid(1), count, cuda.gridsize(1)):
-            step(i, *args)
-
-    return loop
 
 
 class CupyDevice:
@@ -320,8 +306,9 @@ class CupyDevice:
         with self._lock:
             if name not in self._loops:
                 from gpudedup.kernels import BODIES
+                from gpudedup.kernels.loop import compiled_loop
 
-                self._loops[name] = numba_loop(BODIES[name])
+                self._loops[name] = compiled_loop(BODIES[name])
             return self._loops[name]
 
     def _device_error(self, error: Exception, doing: str) -> DeviceError:
