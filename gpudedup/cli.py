@@ -357,7 +357,7 @@ def run(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where to compute; the results are the same. auto takes a GPU that can be used, cuda:N is GPU number N.",
+            help="Where to compute, with the same results. auto takes a GPU that can be used; cuda:N is number N.",
             show_default="auto",
             metavar="auto|cpu|cuda|cuda:N",
             rich_help_panel=MACHINE,
