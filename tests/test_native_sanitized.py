@@ -197,3 +197,22 @@ def test_results_outlive_what_made_them() -> None:
     assert buckets.longest == 3
     np.testing.assert_array_equal(hashes, expected)
     assert len(junk) == 50
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, (4 << 20) - 1, (5 << 20) + 3])
+def test_copies_with_several_threads(size: int) -> None:
+    source = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    target = np.zeros(size + 2, np.uint8)
+    _cpu.copy_values(target[1:-1], source, workers=3)
+    assert np.array_equal(target[1:-1], source)
+    assert target[0] == target[-1] == 0
+
+
+def test_copies_of_arrays_that_are_not_alike() -> None:
+    values = np.zeros(8, np.uint8)
+    for target in (np.zeros(7, np.uint8), np.zeros(8, np.int8), np.zeros(16, np.uint8)[::2]):
+        with pytest.raises(ValueError, match="must be"):
+            _cpu.copy_values(target, values, workers=1)
+    values.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        _cpu.copy_values(values, np.zeros(8, np.uint8), workers=1)

@@ -165,6 +165,24 @@ Array<uint64_t> hash_words(Array<uint64_t> words) {
   return out;
 }
 
+/// One core copies some 10 GB/s, a fifth of what a bus to a GPU takes.
+void copy_values(py::array target, py::array source, unsigned workers) {
+  constexpr size_t PIECE = 1 << 20;
+  require(target.writeable(), "target must be writeable");
+  require(target.flags() & source.flags() & py::array::c_style, "arrays must be contiguous");
+  require(target.dtype().is(source.dtype()) && target.size() == source.size(), "arrays must be alike");
+  auto* to = static_cast<uint8_t*>(target.mutable_data());
+  auto* from = static_cast<const uint8_t*>(source.data());
+  auto bytes = static_cast<size_t>(source.nbytes());
+  py::gil_scoped_release nogil;
+  make_context(workers).each((bytes + PIECE - 1) / PIECE,
+                             [&](size_t piece, unsigned) {
+                               size_t first = piece * PIECE;
+                               std::memcpy(to + first, from + first, std::min(PIECE, bytes - first));
+                             },
+                             bytes < 4 * PIECE);
+}
+
 Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t rows, Maybe<uint64_t> scope_keys,
                               unsigned workers) {
   require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= static_cast<uint64_t>(bands) * rows,
@@ -391,6 +409,8 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
   m.def("hash_words", hash_words, "words"_a.noconvert());
+  m.def("copy_values", copy_values, "target"_a, "source"_a, py::kw_only(), "workers"_a,
+        "Copy an array over another of its type and size, with several threads where it is large.");
   m.def("band_keys", keys_of_bands, "lanes"_a.noconvert(), py::kw_only(), "bands"_a, "rows"_a,
         "scope_keys"_a = py::none(), "workers"_a = 1);
   m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),

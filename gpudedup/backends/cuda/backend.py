@@ -43,7 +43,7 @@ class CudaBackend:
         self.workers = self._host.workers
         self._stream = device.stream()
         piece_bytes = max(1 << 16, min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE))
-        self._signer = Signer(device, params, piece_bytes=piece_bytes)
+        self._signer = Signer(device, params, piece_bytes=piece_bytes, workers=self.workers)
 
     def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
         source, drawn = iter(batches), deque[ToSign]()

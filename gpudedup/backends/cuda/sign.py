@@ -182,11 +182,10 @@ class _Piece:
 class Signer:
     """Signs with the parameters of one run. `sign` may be called again once its last iterator is used up or closed."""
 
-    def __init__(self, device: Device, params: Params, *, piece_bytes: int, slots: int = 3) -> None:
-        """``piece_bytes`` bounds the values of a piece, and what its documents take beside them. On the device, three
-        slots take up to 19 times as much for words, 29 times for characters and 8 times for tokens; more where text
-        folds to more units or bytes."""
-        self._device = device
+    def __init__(self, device: Device, params: Params, *, piece_bytes: int, slots: int = 3, workers: int = 1) -> None:
+        """``piece_bytes`` bounds the values of a piece, and what its documents take beside them; ``workers`` threads
+        copy them to pinned memory."""
+        self._device, self._workers = device, workers
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
         self._bands, self._rows = params.banding
@@ -308,7 +307,7 @@ class Signer:
         request, count, size = piece.output.request, piece.count, piece.size
         self._reserve(piece, slot)
         start = int(piece.offsets[0])
-        np.copyto(slot.host["values"][:size], request.values[start : start + size])
+        _cpu.copy_values(slot.host["values"][:size], request.values[start : start + size], workers=self._workers)
         np.subtract(piece.offsets, start, out=slot.host["offsets"][: count + 1], casting="unsafe")
         up = {"values": size, "offsets": count + 1}
         if request.scope_keys is not None:
