@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import sys
@@ -37,7 +36,6 @@ from corpus import _join
 from gpu_target import REHEARSAL, Target, Timed, description, open_target
 from job import decode
 from pool import fraction, load_pool, noise
-from run import commit, machine
 
 import gpudedup
 from gpudedup import _cpu
@@ -86,15 +84,20 @@ class Sizes:
     def of(cls, target: Target, quick: bool) -> Sizes:
         if REHEARSAL:
             return cls(2, 1 << 16, 1 << 15, 2, 12_000, 2, 40, 16, 70, 0.1, (150,))
-        free, host = target.device.free_bytes(), available_memory_bytes()
-        copy, pinned = min(1 << 30, free // 16), min(1 << 28, host // 64)
-        sets = min(1 << 18, free // 8 // 2400)
-        megabytes = min(4000, 250 * worker_count(), host / 20 / 1e6, free / 20 / 1e6)
+        return cls.that_fit(target.device.free_bytes(), available_memory_bytes(), worker_count(), quick)
+
+    @classmethod
+    def that_fit(cls, free: int, host: int, workers: int, quick: bool) -> Sizes:
+        """For a GPU with ``free`` bytes in a machine with ``host`` bytes to spare."""
+        copy, pinned, sets = min(1 << 30, free // 32), min(1 << 28, host // 64), min(1 << 18, free // 8 // 2400)
+        megabytes = min(4000, 250 * workers, host / 20 / 1e6, free / 10 / 1e6)
         # Signatures of 128 lanes on the device, with their buckets; on the host with keys and what made them.
-        most = min(free // 1100, host // 1100)
+        most = min(free, host) // 1100
         documents = tuple(number for number in (10**7, 10**8) if number <= most) or (most,)
         if quick:
-            return cls(5, copy // 4, pinned, 8448, PIECE_BYTES, 6, 10**6, sets // 4, 600, megabytes / 8, (10**6,))
+            return cls(
+                5, copy // 4, pinned, 8448, PIECE_BYTES, 6, 10**6, sets // 4, 600, megabytes / 8, (min(10**6, most),)
+            )
         return cls(21, copy, pinned, 33792, PIECE_BYTES, 16, 10**7, sets, 600, megabytes, documents)
 
 
@@ -486,7 +489,7 @@ def kernels_suite(target: Target, sizes: Sizes, ceilings: Ceilings) -> list[Case
 
 def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings) -> list[Case]:
     """Whole jobs, also on the CPU; both must remove the same."""
-    files = corpus_files("mixed", sizes.megabytes, plain=True)
+    files = corpus_files("mixed", sizes.megabytes)
     documents, size = text_bytes(files)
     arrow = pa.table({"text": read_texts(files).combine_chunks()})
     decode(files)  # the files are in the page cache from here on
@@ -636,15 +639,15 @@ def write_result(folder: Path, suite: str, quick: bool, ceilings: Ceilings, case
     """Raises SystemExit rather than put figures of a rehearsal beside those of machines."""
     if REHEARSAL and folder.resolve().is_relative_to(RESULTS):
         sys.exit("figures of a rehearsal do not belong into benchmarks/results; give another folder with --results")
-    gpu = description()
-    name = re.sub(r"[^a-z0-9]+", "-", gpu["gpu"].lower()).strip("-")
+    machine = description()
+    name = re.sub(r"[^a-z0-9]+", "-", machine["gpu"].lower()).strip("-")
     found = {
         "suite": f"gpu-{suite}",
         "date": date.today().isoformat(),
         "emulated": REHEARSAL,
         "seed": SEED,
         "quick": quick,
-        "machine": {**machine(), **gpu, "commit": os.environ.get("GPUDEDUP_COMMIT") or commit()},
+        "machine": machine,
         "ceilings": asdict(ceilings),
         "cases": cases,
     }

@@ -5,6 +5,7 @@ device, so that every line of the suites has run before it meets a GPU. Figures 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from run import commit
 
+from gpudedup import machine
 from gpudedup.backends.cuda import cupy_device, detect, program
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Scalar, Stream
 
@@ -135,10 +138,19 @@ def rehearse() -> None:
 
 
 def description() -> dict[str, Any]:
-    """The GPU and the software that drives it, without names or paths of the machine."""
-    found = detect.detect()
+    """The GPU, the machine around it and the software, without names or paths. A copy without git tells its commit by
+    GPUDEDUP_COMMIT."""
+    found, host = detect.detect(), machine.description()
     gpu = found.gpus[0]
     return {
+        "cpu": host.cpu,
+        "cores": host.cores,
+        "memory_gigabytes": round(host.memory_bytes / 1e9),
+        "python": host.python,
+        "pyarrow": host.pyarrow,
+        "numpy": host.numpy,
+        "gpudedup": _version("gpudedup"),
+        "commit": os.environ.get("GPUDEDUP_COMMIT") or (commit() if shutil.which("git") else "unknown"),
         "gpu": gpu.name,
         "gpus": len(found.gpus),
         "capability": gpu.capability,

@@ -190,6 +190,22 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert rows["match"][0] == 0
 
 
+@pytest.mark.parametrize("free", [6, 22, 79, 139])
+@pytest.mark.parametrize("quick", [False, True])
+def test_sizes_fit(free: int, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In GiB of the GPU; the machine has twice as much. Bytes that each suite has on the device at a time."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import bench_gpu
+
+    sizes = bench_gpu.Sizes.that_fit(free << 30, 2 * free << 30, 16, quick)
+    copies = bench_gpu.SETS * (2 * sizes.copy_bytes + sizes.pinned_bytes)
+    pairs = sizes.sets * (4 * sizes.set_size + 12) + sizes.pairs * (8 * bench_gpu.SETS + 4)
+    documents = max(sizes.documents) * (4 * 128 + 18 * 16 + 100)  # lanes; slots, members and what a block takes
+    assert max(copies, pairs, documents) < (free << 30) * 0.9
+    assert max(sizes.documents) * (4 * 128 + 2 * 8 * 18 + 100) < 2 * (free << 30)
+    assert sizes.documents[-1] >= (10**6 if quick else 10**8 if free > 110 else 5 * 10**6)
+
+
 def test_no_figures_of_a_rehearsal_among_results(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_gpu.py"), "ceilings", "--results", str(RESULTS)]
     own = {**os.environ, "GPUDEDUP_REHEARSE": "1", "NUMBA_DISABLE_JIT": "1"}

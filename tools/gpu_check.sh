@@ -64,7 +64,7 @@ import os, shutil, sys
 from importlib import metadata
 
 print("Python", sys.version)
-names = "numpy pyarrow typer rich msgspec xxhash numba setuptools pybind11 pytest hypothesis unicodedata2 opencc".split()
+names = "numpy pyarrow typer rich msgspec xxhash setuptools pybind11 pytest hypothesis unicodedata2 opencc".split()
 missing = ["python 3.11 or newer"] * (sys.version_info < (3, 11))
 for name in names:
     try:
@@ -76,7 +76,8 @@ cuda = sorted(name for name in installed if name.startswith(("cupy", "numba-cuda
 print(*(f"{name} {metadata.version(name)}" for name in cuda), sep="\n")
 if not os.environ["REHEARSE"]:
     missing += [name for name in ("cupy", "numba-cuda") if not any(found.startswith(name) for found in cuda)]
-missing += [tool for tool in ("c++ compiler (g++)",) if not shutil.which(os.environ.get("CXX", "g++"))]
+if not shutil.which(os.environ.get("CXX", "g++")):
+    missing.append("a C++ compiler (g++, or CXX)")
 for tool in ("nvcc", "compute-sanitizer", "ncu"):
     print(tool, "found" if shutil.which(tool) else "not found, not needed")
 if missing:
