@@ -170,7 +170,7 @@ void copy_values(py::array target, py::array source, unsigned workers) {
   constexpr size_t PIECE = 1 << 20;
   require(target.writeable(), "target must be writeable");
   require(target.flags() & source.flags() & py::array::c_style, "arrays must be contiguous");
-  require(target.dtype().is(source.dtype()) && target.size() == source.size(), "arrays must be alike");
+  require(target.dtype().equal(source.dtype()) && target.size() == source.size(), "arrays must be alike");
   auto* to = static_cast<uint8_t*>(target.mutable_data());
   auto* from = static_cast<const uint8_t*>(source.data());
   auto bytes = static_cast<size_t>(source.nbytes());
