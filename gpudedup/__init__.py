@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpudedup.api import Run, deduplicate, run
+    from gpudedup.audit import Audit
     from gpudedup.errors import (
         ArtefactError,
         DeviceError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEC",
     "ArtefactError",
+    "Audit",
     "Deduplicator",
     "DeviceError",
     "GpudedupError",
@@ -53,6 +55,7 @@ _HOMES = {
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "gpudedup.errors"),
     **dict.fromkeys(("SPEC", "Params"), "gpudedup.params"),
     **dict.fromkeys(("Result", "Summary"), "gpudedup.result"),
+    "Audit": "gpudedup.audit",
     "Deduplicator": "gpudedup.streaming",
 }
 

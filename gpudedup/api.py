@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from gpudedup.audit import Audit, audit
 from gpudedup.engines.local import Budget, run_stages, silent
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths, open_source
@@ -86,6 +87,17 @@ class Run(store.Run):
             return Summary.from_manifest(self.manifest)
         except (msgspec.ValidationError, ParameterError, ArithmeticError, ValueError) as error:
             raise ArtefactError(f"{self.path}: the summary in the manifest is damaged: {error}") from error
+
+    def audit(
+        self,
+        *,
+        workers: int | None = None,
+        memory: int | str | None = None,
+        tmp: str | None = None,
+        progress: Progress = silent,
+    ) -> Audit:
+        """Check files, inputs, every removal and the kept rows (`gpudedup.audit.audit`). Changes nothing."""
+        return audit(self, workers=workers, memory=memory, tmp=tmp, progress=progress)
 
 
 def _paths(inputs: Any) -> list[str]:

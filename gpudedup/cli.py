@@ -1,4 +1,4 @@
-"""The command line: run, info, explain. Messages on stderr, data and --json on stdout.
+"""The command line: run, info, explain, audit. Messages on stderr, data and --json on stdout.
 
 Whatever is slow to import is imported inside the commands. Exit codes: 0 done; 1 failed; 2 usage or bad parameters;
 3 input; 4 artefacts; 5 device; 130 and 143 stopped by SIGINT or SIGTERM.
@@ -21,6 +21,7 @@ import typer
 
 if TYPE_CHECKING:
     from gpudedup.api import Run
+    from gpudedup.audit import Audit
     from gpudedup.display import Change, Key
     from gpudedup.explain import Document, Explanation
     from gpudedup.params import Params
@@ -30,6 +31,7 @@ EXAMPLE_PAIRS = 3
 
 SKIPS_LISTED = 10
 REMOVALS_LISTED = 20
+PROBLEMS_LISTED = 20
 
 app = typer.Typer(
     help="Find near-copies in text corpora, remove them, and prove each removal.",
@@ -182,6 +184,33 @@ Rows = Annotated[
         show_default="from threshold and recall",
         metavar="R",
         rich_help_panel=SIMILAR,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        help="Threads. They never change the result.",
+        show_default="the cores that this process may use",
+        metavar="N",
+        rich_help_panel=MACHINE,
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Bytes for shingle sets and readers, e.g. 4GB; more goes to --tmp. Signatures come on top.",
+        show_default="half of what is free",
+        metavar="SIZE",
+        rich_help_panel=MACHINE,
+    ),
+]
+Tmp = Annotated[
+    str | None,
+    typer.Option(
+        help="Directory for what does not fit in memory.",
+        show_default="the system's",
+        metavar="DIR",
+        rich_help_panel=MACHINE,
     ),
 ]
 
@@ -372,33 +401,9 @@ def run(
             rich_help_panel=MACHINE,
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            help="Threads. They never change the result.",
-            show_default="the cores that this process may use",
-            metavar="N",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="Bytes for shingle sets and readers, e.g. 4GB; more goes to --tmp. Signatures come on top.",
-            show_default="half of what is free",
-            metavar="SIZE",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    tmp: Annotated[
-        str | None,
-        typer.Option(
-            help="Directory for what does not fit in memory.",
-            show_default="the system's",
-            metavar="DIR",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
 ) -> None:
     """Deduplicate INPUT: write the kept documents, the removals with their proofs, and a manifest to RUN."""
     own = ("inputs", "out", "config", "as_json")
@@ -665,3 +670,44 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
         if one is not None and one.text is not None:
             out.print(Text(title, style="bold") if title else "")
             out.print(Text(visible(excerpt(one.text, 0, 600))))
+
+
+@app.command(no_args_is_help=True)
+def audit(
+    path: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    as_json: Json = False,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Check a run again: its files, its input, every removal by both texts, and the rows that were kept.
+
+    Exit code 4 if files of the run are damaged or do not agree, 3 if only the input was changed or cannot be read.
+    """
+    import gpudedup
+
+    with _progress() as progress:
+        found = gpudedup.Run.open(path).audit(workers=workers, memory=memory, tmp=tmp, progress=progress)
+    if as_json:
+        _print_json(found.asdict())
+    else:
+        _show_audit(found)
+    raise typer.Exit(found.exit_code)
+
+
+def _show_audit(found: Audit) -> None:
+    from rich.text import Text
+
+    from gpudedup.display import console, facts, one_line
+
+    out = console(sys.stdout)
+    out.print(facts([(check.name, f"{check.count:,} checked in {check.seconds:.2f} s") for check in found.checks]))
+    for reason in found.not_checked:
+        out.print(Text(f"not checked: {one_line(reason)}"), soft_wrap=True)
+    for problem in found.problems[:PROBLEMS_LISTED]:
+        out.print(Text(f"problem: {one_line(problem)}"), soft_wrap=True)
+    rest = found.problem_count - len(found.problems[:PROBLEMS_LISTED])
+    if rest > 0:
+        out.print(Text(f"... and {rest:,} more problems; --json lists up to 100"))
+    verdict = f"{found.problem_count:,} problems" if found.problem_count else "everything that was checked agrees"
+    out.print(Text(verdict, style="bold"))

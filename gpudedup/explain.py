@@ -366,10 +366,8 @@ def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
     from gpudedup.io.source import input_files
 
     params = run.summary().parameters
-    path = os.path.join(run.manifest.working_directory, shard)
     source = open_paths(
-        # The run and its input may both have been moved, and still lie the same way to where this is asked.
-        [shard if os.path.lexists(shard) and not os.path.lexists(path) else path],
+        [run.input_path(shard)],
         text_column=params.text_column,
         columns=[column],
         memory_bytes=READ_MEMORY_BYTES if params.memory is None else parse_memory(params.memory),

@@ -355,8 +355,8 @@ def test_damaged_artefacts_are_4(command: Any, corpus: Path, tmp_path: Path) -> 
 
 
 def test_device_that_is_not_there_is_5(command: Any, corpus: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    done = command("run", corpus, "-o", tmp_path / "out", "--device", "cuda", code=5)
-    assert "CPU only" in done.err
+    done = command("run", corpus, "-o", tmp_path / "out", "--device", "cuda:99", code=5)
+    assert 'device="cuda:99" is not available: ' in done.err
     monkeypatch.setenv("GPUDEDUP_CPU", "sse9")
     done = command("info", code=5)
     assert "GPUDEDUP_CPU=sse9" in done.err
@@ -742,3 +742,32 @@ def test_the_command_that_run_shows_can_be_typed(command: Any, tmp_path: Path) -
     words = shlex.split(line.partition("ask why")[2])
     assert words[:2] == ["gpudedup", "explain"]
     assert words[2:] == [str(tmp_path / "out 1"), f"{source}:1"]
+
+
+# ------------------------------------------------------------------------------------------------------------- audit
+
+
+def test_audit_agrees(command: Any, corpus: Path, tmp_path: Path) -> None:
+    command("run", corpus, "-o", tmp_path / "out")
+    done = command("audit", tmp_path / "out")
+    for line in ("output files ", "input files ", "removals ", "ranks and contents ", "similarities ", "kept rows "):
+        assert line in done.out
+    assert "everything that was checked agrees" in done.out
+    found = json.loads(command("audit", tmp_path / "out", "--json", "--memory", "100MB").out)
+    assert (found["problem_count"], found["problems"], found["exit_code"]) == (0, [], 0)
+    assert {check["name"]: check["count"] for check in found["checks"]}["removals"] == 3
+
+
+def test_audit_finds_damage(command: Any, corpus: Path, tmp_path: Path) -> None:
+    command("run", corpus, "-o", tmp_path / "out")
+    os.utime(corpus, ns=(1, 1))
+    done = command("audit", tmp_path / "out", code=3)
+    assert f"problem: input {corpus} was changed" in done.out
+    assert "not checked: " in done.out
+    (tmp_path / "out" / "removed" / "a.parquet").unlink()
+    done = command("audit", tmp_path / "out", code=4)
+    assert "a.parquet is missing, though manifest.json lists it; restore it" in done.out
+    assert "2 problems" in done.out
+    assert json.loads(command("audit", tmp_path / "out", "--json", code=4).out)["problem_count"] == 2
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert "holds no finished run" in command("audit", tmp_path / "out", code=4).err

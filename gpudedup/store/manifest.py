@@ -78,11 +78,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     working_directory: str = ""
     """Where relative input paths begin; "" if there are none (or it has a name that is not UTF-8)."""
+    checksum: str = ""
+    """XXH3 of the manifest's own bytes, 128 bits, with this value empty; "" in manifests that were written without.
+    The last field, so that ``encode`` finds it."""
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Readable JSON with one value a line."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    """Readable JSON with one value a line, and its checksum."""
+    blank = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, checksum="")), indent=1) + b"\n"
+    before, _, after = blank.rpartition(b'""')
+    return before + b'"' + xxhash.xxh3_128_hexdigest(blank).encode() + b'"' + after
+
+
+def is_as_written(directory: Path, manifest: Manifest) -> bool:
+    """Whether the bytes of manifest.json have the checksum that they name. Raises OSError."""
+    before, _, after = (directory / NAME).read_bytes().rpartition(manifest.checksum.encode())
+    return xxhash.xxh3_128_hexdigest(before + after) == manifest.checksum
 
 
 def read(directory: Path) -> Manifest:

@@ -492,7 +492,7 @@ class Run:
     def kept(self) -> list[Path]:
         """The files of kept/, in input order, with sizes compared (``verify`` compares their bytes)."""
         self._require("kept")
-        return [self._compared(entry, content=False) for entry in self._entries("kept")]
+        return [self.compared(entry, content=False) for entry in self._entries("kept")]
 
     @property
     def keep_mask(self) -> pa.ChunkedArray:
@@ -511,7 +511,13 @@ class Run:
     def verify(self) -> None:
         """Compare size and checksum of every file with the manifest. Raises ArtefactError with both values."""
         for entry in self.manifest.outputs:
-            self._compared(entry)
+            self.compared(entry)
+
+    def input_path(self, shard: str) -> str:
+        """Where an input file is now, by its path as it was given."""
+        path = os.path.join(self.manifest.working_directory, shard)
+        # The run and its input may both have been moved, and still lie the same way to where this is asked.
+        return shard if os.path.lexists(shard) and not os.path.lexists(path) else path
 
     def _require(self, output: str) -> None:
         if self.manifest.output != output:
@@ -520,7 +526,8 @@ class Run:
     def _entries(self, kind: str) -> Iterator[OutputEntry]:
         return (entry for entry in self.manifest.outputs if entry.kind == kind)
 
-    def _compared(self, entry: OutputEntry, content: bool = True) -> Path:
+    def compared(self, entry: OutputEntry, content: bool = True) -> Path:
+        """The path of an output, its size and (with ``content``) checksum compared. Raises ArtefactError."""
         path = manifests.safe_path(self.path, entry)
         try:
             if not path.is_file():
@@ -536,7 +543,7 @@ class Run:
         return path
 
     def _table(self, entry: OutputEntry) -> pa.Table:
-        path = self._compared(entry)
+        path = self.compared(entry)
         try:
             with pq.ParquetFile(path) as file:
                 if file.metadata.num_rows != entry.rows:
