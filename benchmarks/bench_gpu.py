@@ -33,7 +33,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from common import cache_directory, corpus_files, read_texts, text_bytes
 from corpus import _join
-from gpu_target import REHEARSAL, Target, Timed, description, open_target
+from gpu_target import REHEARSAL, Target, Timed, description, open_target, rehearse
 from job import decode
 from pool import fraction, load_pool, noise
 
@@ -672,6 +672,8 @@ def main() -> None:
     unknown = set(given.suites) - set(SUITES)
     if unknown:
         parser.error(f"no suite {sorted(unknown)[0]!r}; there are {', '.join(SUITES)}")
+    if REHEARSAL:
+        rehearse()
     target = open_target()
     sizes = Sizes.of(target, given.quick)
     ceilings, ceiling_cases = measure_ceilings(target, sizes)

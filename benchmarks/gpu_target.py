@@ -116,15 +116,12 @@ class Rehearsal:
 
 
 def open_target() -> Target:
-    """The GPU; in a rehearsal the emulated device, which whole runs of this process find too from here on."""
-    if not REHEARSAL:
-        return Gpu()
-    rehearse()
-    return Rehearsal()
+    """The GPU; in a rehearsal an emulated device."""
+    return Rehearsal() if REHEARSAL else Gpu()
 
 
 def rehearse() -> None:
-    """From here on this process finds the emulated device as GPU 0, and no other."""
+    """From here on whole runs in this process find an emulated device as GPU 0, and no other."""
     sys.path.append(TESTS)
     import emulated_device
 

@@ -110,11 +110,13 @@ PYTHON
 }
 
 tests() {
+  local parallel=()
+  ! python3 -c 'import xdist' 2>/dev/null || parallel=(-n 4) # on a GPU most of their time is the host's
   if [ -n "$REHEARSE" ]; then # only these know the emulated device; there they are not marked
-    $pytest tests/test_gpu.py
+    $pytest "${parallel[@]}" tests/test_gpu.py
   else
     mapfile -t files < <(grep -l 'pytest\.mark\.gpu' tests/test_*.py)
-    $pytest -m gpu "${files[@]}" | tee "$work/tests.log"
+    $pytest "${parallel[@]}" -m gpu "${files[@]}" | tee "$work/tests.log"
     ! grep -E '^[0-9].* skipped' "$work/tests.log" # what was skipped was not tested
   fi
 }
@@ -166,15 +168,15 @@ PYTHON
 export -f environment build probe tests sanitize measure profile
 
 lines=12 stage environment 15 environment
-stage build 60 build
-lines=6 stage probe 20 probe
-stage tests 105 tests
-for tool in memcheck racecheck initcheck synccheck; do stage "sanitizer $tool" 35 sanitize "$tool"; done
-lines=20 stage ceilings 20 measure ceilings 15
-lines=80 stage kernels 60 measure kernels 55
-lines=20 stage "end to end" 75 measure job 70
-lines=20 stage match 60 measure match 55
-lines=25 stage "profile (ncu)" 35 profile
+stage build 45 build
+lines=6 stage probe 15 probe
+stage tests 165 tests
+for tool in memcheck racecheck initcheck synccheck; do stage "sanitizer $tool" 30 sanitize "$tool"; done
+lines=20 stage ceilings 15 measure ceilings 15
+lines=80 stage kernels 50 measure kernels 50
+lines=20 stage "end to end" 65 measure job 65
+lines=20 stage match 50 measure match 45
+lines=25 stage "profile (ncu)" 30 profile
 
 [ -z "$REHEARSE" ] || printf '\nA rehearsal on the emulated device: no figure above is one of a GPU.\n'
 printf '\nlog: %s; figures: %s\n%s%s\n' "$out/log.txt" "$results" "$table" "$failures failed, $SECONDS s in all"
