@@ -35,10 +35,11 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
 
     Options (gpudedup.Params): text_column="text", id_column=None, threshold=0.8, recall=0.95, shingle="word:5",
     num_perm=128, bands=None, rows=None, seed=0, fold="full", verify="exact", keep="first", within=None, across=None,
-    bucket_window=64, clustering="keepers", drop_empty=False, keep_sets=False, device="auto", workers=None,
-    memory=None, tmp=None, on_error="fail".
+    bucket_window=64, clustering="keepers", drop_empty=False, max_removed=None, guard_column=None,
+    keep_sets=False, device="auto", workers=None, memory=None, tmp=None, on_error="fail".
 
-    Raises ParameterError, InputError, DeviceError, OutputError (no space in ``tmp``), all GpudedupError.
+    Raises ParameterError, InputError, DeviceError, OutputError (no space in ``tmp``), and GuardError if more than
+    ``max_removed`` of all documents, or of those of one value of ``guard_column``, would be removed; all GpudedupError.
     O(units * num_perm) time; about 8 * bands + 120 bytes of memory a document beside ``memory``, and 4 * num_perm more
     with verify="signature".
     """
@@ -63,7 +64,8 @@ def run(
     file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
     Options are those of `deduplicate`.
 
-    Raises what `deduplicate` does, and OutputError if ``out`` is taken or cannot be written.
+    Raises what `deduplicate` does, GuardError before anything is written, and OutputError if ``out`` is taken or
+    cannot be written.
     """
     if engine != "local":
         raise ParameterError(f'engine must be "local", got {engine!r}')

@@ -186,7 +186,7 @@ def audit(
         recorded = run.summary().parameters
         rows = _Rows.of(run)
         params = msgspec.structs.replace(
-            recorded, id_column=None, device="cpu", workers=workers, memory=memory, tmp=tmp
+            recorded, id_column=None, guard_column=None, device="cpu", workers=workers, memory=memory, tmp=tmp
         )
     except (KeyError, MemoryError, ValueError, OverflowError) as error:
         raise ArtefactError(f"{run.path}: the numbers in the manifest are damaged: {say(error)}; {RESTORE}") from error

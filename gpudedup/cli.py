@@ -373,6 +373,26 @@ def run(
             rich_help_panel=STAY,
         ),
     ] = None,
+    max_removed: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop before anything is written if more than this share of all documents would be removed, or of the "
+            "documents of one value of --guard-column.",
+            show_default="none",
+            metavar="SHARE",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
+    guard_column: Annotated[
+        str | None,
+        typer.Option(
+            help="A column, such as the source: the summary says what was removed of each value, and --max-removed "
+            "holds for each, small ones too.",
+            show_default="none",
+            metavar="COL",
+            rich_help_panel=STAY,
+        ),
+    ] = None,
     clustering: Annotated[
         str | None,
         typer.Option(

@@ -303,6 +303,13 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(("  empty", f"{summary.removed_empty:,}"))
     elif summary.empty:
         rows.append(("  empty, kept", f"{summary.empty:,}"))
+    if summary.removed_shares:
+        shares = [
+            f"{'null' if one.value is None else one_line(one.value)}: {one.removed:,} of {one.documents:,} "
+            f"({one.share:.1%})"
+            for one in summary.removed_shares
+        ]
+        rows.append((f"  by {one_line(summary.parameters.guard_column or '')}", "\n".join(shares)))
     if summary.skipped or summary.skipped_files:
         files = f", and {summary.skipped_files:,} whole files" if summary.skipped_files else ""
         rows.append(("skipped", f"{summary.skipped:,} rows that could not be read{files}"))

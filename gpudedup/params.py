@@ -119,7 +119,7 @@ def parse_memory(value: int | str) -> int:
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What decides a result (all but the last four) and how it is computed (the last four).
+    """What decides a result, whether one is wanted at all (``max_removed``), and how it is computed (the last four).
 
     Raises ParameterError on construction if a value, or a combination of values, cannot be used.
     """
@@ -141,6 +141,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bucket_window: int = 64
     clustering: str = "keepers"
     drop_empty: bool = False
+    max_removed: float | None = None
+    guard_column: str | None = None
     keep_sets: bool = False
     on_error: str = "fail"
     device: str = "auto"
@@ -168,6 +170,8 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ParameterError(f"threshold {self.threshold} rounds to 0 millionths; use at least 0.000001")
         if not 0 < self.recall < 1:
             raise ParameterError(f"recall must be above 0 and below 1, got {self.recall}")
+        if self.max_removed is not None and not 0 <= self.max_removed <= 1:
+            raise ParameterError(f"max_removed must be a share from 0 to 1, got {self.max_removed}")
         parse_keep(self.keep)
         shingle = parse_shingle(self.shingle)
         if shingle.unit == "tokens" and self.fold != "full":
@@ -218,8 +222,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "text_column": (str,), "id_column": (str, type(None)), "threshold": (float, int), "recall": (float, int),
     "shingle": (str,), "num_perm": (int,), "bands": (int, type(None)), "rows": (int, type(None)), "seed": (int,),
     "fold": (str,), "verify": (str,), "keep": (str,), "within": (str, type(None)), "across": (str, type(None)),
-    "bucket_window": (int,), "clustering": (str,), "drop_empty": (bool,), "keep_sets": (bool,), "on_error": (str,),
-    "device": (str,), "workers": (int, type(None)), "memory": (int, str, type(None)), "tmp": (str, type(None)),
+    "bucket_window": (int,), "clustering": (str,), "drop_empty": (bool,),
+    "max_removed": (float, int, type(None)), "guard_column": (str, type(None)), "keep_sets": (bool,),
+    "on_error": (str,), "device": (str,),
+    "workers": (int, type(None)), "memory": (int, str, type(None)), "tmp": (str, type(None)),
 }  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
     "fold": FOLDS,

@@ -19,9 +19,13 @@ from gpudedup.machine import description
 from gpudedup.params import SPEC, Banding, Params
 from gpudedup.stages.apply import all_removals, kept_batches, new_run, write_all
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR
+from gpudedup.stages.guard import removed_shares
 from gpudedup.stages.sign import Progress
-from gpudedup.store.manifest import InputEntry, Manifest, SkippedEntry
+from gpudedup.store.manifest import InputEntry, Manifest, RemovedShare, SkippedEntry
 from gpudedup.store.run_directory import RunDirectory
+
+_PLAN = ("spec", "bands", "rows", "seconds", "device", "device_reason", "removed_shares")
+"""Fields of a summary that have the same name in a manifest."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +60,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     device_reason: str
     workers: int
     seconds: dict[str, float]
+    removed_shares: list[RemovedShare]
+    """For the values of ``guard_column`` with most documents; empty without one."""
     parameters: Params
 
     def asdict(self) -> dict[str, Any]:
@@ -65,7 +71,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def for_manifest(self) -> dict[str, Any]:
         """The same by the manifest's names: what is a whole number and no part of the plan is a count."""
         values = self.asdict()
-        plan = {name: values[name] for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")}
+        plan = {name: values[name] for name in _PLAN}
         counts = {name: value for name, value in values.items() if type(value) is int and name not in plan}
         return {**plan, "counts": counts, "parameters": values["parameters"]}
 
@@ -73,9 +79,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     def from_manifest(cls, manifest: Manifest) -> Summary:
         """Raises msgspec.ValidationError or ParameterError if the manifest lacks something or it has a wrong type."""
         parameters = msgspec.convert(manifest.parameters, Params)
-        plan = {
-            name: getattr(manifest, name) for name in ("spec", "bands", "rows", "seconds", "device", "device_reason")
-        }
+        plan = {name: msgspec.to_builtins(getattr(manifest, name)) for name in _PLAN}
         curve = Banding(manifest.bands, manifest.rows).s_curve(parameters.threshold)
         values = {**plan, **manifest.counts, "threshold": parameters.threshold, "s_curve": curve}
         return msgspec.convert({**values, "parameters": manifest.parameters}, cls)
@@ -171,6 +175,7 @@ class Result:
             device_reason=outcome.backend.reason,
             workers=outcome.backend.workers,
             seconds={name: round(value, 6) for name, value in outcome.seconds.of.items()},
+            removed_shares=removed_shares(signed, decided, outcome.params),
             parameters=outcome.params,
         )
 

@@ -771,3 +771,16 @@ def test_audit_finds_damage(command: Any, corpus: Path, tmp_path: Path) -> None:
     assert json.loads(command("audit", tmp_path / "out", "--json", code=4).out)["problem_count"] == 2
     (tmp_path / "out" / "manifest.json").unlink()
     assert "holds no finished run" in command("audit", tmp_path / "out", code=4).err
+
+
+# ------------------------------------------------------------------------------------------------------------ guards
+
+
+def test_guards_stop_a_run(command: Any, corpus: Path, tmp_path: Path) -> None:
+    done = command("run", corpus, "-o", tmp_path / "out", "--max-removed", 0.4, code=1)
+    assert "max_removed=0.4 would be removed: of all 7 documents 3 (42.9%)" in done.err
+    assert not (tmp_path / "out").exists()
+    done = command("run", corpus, "-o", tmp_path / "out", "--max-removed", 1, "--guard-column", "num", "--json")
+    shares = json.loads(done.out)["removed_shares"]
+    assert sum(share["removed"] for share in shares) == 3
+    assert shares[0] == {"value": "6", "documents": 1, "removed": 0, "share": 0.0}

@@ -15,6 +15,7 @@ from gpudedup.io.source import Source
 from gpudedup.machine import default_memory_bytes, release_memory
 from gpudedup.params import Params, parse_memory
 from gpudedup.stages.decide import Decided, decide
+from gpudedup.stages.guard import check_guard
 from gpudedup.stages.match import Matched, match
 from gpudedup.stages.sign import Progress, Signed, sign
 from gpudedup.stages.verify import ShingleSets, Verified, verify
@@ -82,7 +83,7 @@ def silent(stage: str, documents: int, text_bytes: int) -> None:
 
 
 def run_stages(source: Source, params: Params, *, progress: Progress = silent) -> Outcome:
-    """sign, match, verify and decide over a whole corpus."""
+    """sign, match, verify and decide over a whole corpus. Raises GuardError if that removes too much."""
     budget, backend, seconds = Budget.of(params), select_backend(params), Seconds()
     with seconds.stage("sign"):
         signed = sign(source, params, backend, cache_bytes=budget.cache_bytes, progress=progress)
@@ -100,6 +101,7 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
         release_memory()
     with seconds.stage("decide"):
         decided = decide(signed, matched, verified, params)
+        check_guard(signed, decided, params)
     return Outcome(source, params, backend, signed, matched, verified, decided, seconds)
 
 

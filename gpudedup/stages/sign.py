@@ -75,7 +75,7 @@ class Signed:
     damaged: npt.NDArray[np.bool_]
     """bool[documents]: rows that could not be read (on_error="skip"); no documents."""
     columns: dict[str, pa.ChunkedArray]
-    """The id, within, across and keep columns."""
+    """The id, within, across, keep and guard columns."""
     text_bytes: int = 0
     cache: ShingleCache = field(default_factory=lambda: ShingleCache(0))
 
@@ -86,7 +86,7 @@ class Signed:
 
 def columns_needed(params: Params) -> list[str]:
     """The columns that a run reads, text first, each once."""
-    names = [params.text_column, params.id_column, params.within, params.across, parse_keep(params.keep).column]
+    names = [params.text_column, *_carried(params)]
     return list(dict.fromkeys(name for name in names if name is not None))
 
 
@@ -102,7 +102,7 @@ def check_types(source: Source, params: Params) -> None:
             f'column "{params.text_column}" is {kind}; text must be a string or binary column'
             + ('; for token ids use shingle="tokens:5"' if is_tokens(value) else "")
         )
-    for role in ("within", "across"):
+    for role in ("within", "across", "guard_column"):
         name = getattr(params, role)
         if name is not None:
             check_scope_type(role, name, source.column_type(name))
@@ -203,8 +203,9 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     )
 
 
-def _carried(params: Params) -> set[str | None]:
-    return {params.id_column, params.within, params.across, parse_keep(params.keep).column}
+def _carried(params: Params) -> list[str | None]:
+    """The columns whose values are held, as far as they are given."""
+    return [params.id_column, params.within, params.across, parse_keep(params.keep).column, params.guard_column]
 
 
 def _batches(shards: Sequence[Shard], names: list[str]) -> Iterator[tuple[int, Batch]]:

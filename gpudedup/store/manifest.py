@@ -52,6 +52,15 @@ class SkippedEntry(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RemovedShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What was removed of the documents with one value of the guard column; ``share`` is removed / documents."""
+
+    value: str | None
+    documents: int
+    removed: int
+    share: float
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run directory says about itself."""
 
@@ -78,6 +87,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     working_directory: str = ""
     """Where relative input paths begin; "" if there are none (or it has a name that is not UTF-8)."""
+    removed_shares: list[RemovedShare] = []
+    """For the values of the guard column with most documents."""
     checksum: str = ""
     """XXH3 of the manifest's own bytes, 128 bits, with this value empty; "" in manifests that were written without.
     The last field, so that ``encode`` finds it."""

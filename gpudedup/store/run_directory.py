@@ -30,7 +30,7 @@ from gpudedup.store.atomic import (
     sync_folder,
     temporary_path,
 )
-from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry
+from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, RemovedShare, SkippedEntry
 from gpudedup.store.stopping import checkpoint
 
 OUTPUTS = ("kept", "mask", "none")
@@ -273,6 +273,7 @@ class RunDirectory:
         device: str = "",
         device_reason: str = "",
         machine: Any = None,
+        removed_shares: Sequence[RemovedShare] = (),
     ) -> Manifest:
         """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
         places = {shard: place for place, shard in enumerate(("", *self._names))}
@@ -295,6 +296,7 @@ class RunDirectory:
             device_reason=device_reason,
             machine=machine,
             working_directory=self._working_directory,
+            removed_shares=list(removed_shares),
         )
         with output_errors(self.path):
             for folder in sorted(self._unflushed):
