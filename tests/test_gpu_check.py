@@ -5,15 +5,23 @@ The tools of NVIDIA are stood in for by scripts of the same names, which note ho
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
+import emulator
 import pytest
+from fake_cupy import FakeCupy
+
+from gpudedup.backends.cuda import program
+from gpudedup.backends.cuda.device import DeviceArray
 
 # One worker rehearses once for all tests here.
 pytestmark = pytest.mark.xdist_group("gpu_check")
@@ -188,6 +196,58 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     rows = rows_of_table(check(tools, tmp_path / "out").stdout)
     assert rows["end to end"] == (124, "FAILED: took too long")
     assert rows["match"][0] == 0
+
+
+class EmulatingCupy(FakeCupy):
+    """A stand-in for CuPy whose kernels run on the emulator, and whose events have times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuda.runtime.memcpyDeviceToDevice = 3
+        ticks = itertools.count()
+        self.cuda.Event.record = lambda event, stream: setattr(event, "time", next(ticks))
+        self.cuda.get_elapsed_time = lambda begin, end: float(end.time - begin.time)  # milliseconds
+
+    def RawModule(self, *, code: str, options: tuple[str, ...] = ()) -> Any:  # noqa: N802
+        built = emulator.kernels() if code == program.translation_unit() else emulator.build(code)
+
+        def get_function(name: str) -> Any:
+            parameters = built.signatures[name].parameters
+
+            def kernel(grid: tuple[int], block: tuple[int], args: tuple[Any, ...]) -> None:
+                self.calls.append(("launchKernel", name))
+                values = [
+                    DeviceArray(int(arg), each.dtype, 0, None) if each.pointer else arg
+                    for each, arg in zip(parameters, args, strict=True)
+                ]
+                built.launch(name, grid[0], block[0], values)
+
+            return kernel
+
+        return types.SimpleNamespace(get_function=get_function)
+
+
+def test_measuring_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a rehearsal leaves out: the way of marks, copies and kernels through CuPy, as far as a stand-in can tell."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import bench_gpu
+    import gpu_target
+
+    fake = EmulatingCupy().install(monkeypatch)
+    monkeypatch.setattr(bench_gpu, "WARM_SECONDS", 0)
+    assert not gpu_target.REHEARSAL
+    target = gpu_target.open_target()
+    assert isinstance(target, gpu_target.Gpu)
+    sizes = bench_gpu.Sizes(2, 1 << 14, 1 << 14, 2, 12_000, 2, 40, 16, 70, 0.1, (150,))
+    ceilings, cases = bench_gpu.measure_ceilings(target, sizes)
+    assert [case["median_seconds"] for case in cases if "both" not in case["case"]] == [0.001] * 4
+    assert ceilings.copy == 2 * sizes.copy_bytes / 0.001
+    assert ceilings.lanes == 2 * 256 * 16 * 1024 / 0.001
+    found = bench_gpu.kernels_suite(target, sizes, ceilings)
+    launched = {call[1] for call in fake.calls if call[0] == "launchKernel"}
+    assert {"lane_rate", "measure_words", "hash_units", "sign_lanes", "pack_shingles", "intersect_pairs"} <= launched
+    measured = {case["case"].split(": ")[-1] for case in found}
+    assert launched - {"lane_rate", "intersect_pairs"} <= measured, "every kernel of signing has a figure"
 
 
 @pytest.mark.parametrize("free", [6, 22, 79, 139])
