@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -302,13 +302,11 @@ def measure_ceilings(target: Target, sizes: Sizes) -> tuple[Ceilings, list[Case]
 TEXTS = {"english, 2 kB": ("english", 2000), "chinese, 2 kB": ("chinese", 2000), "english, 70 bytes": ("english", 70)}
 
 
-cached_pool = cache(load_pool)
-
-
+@cache
 def texts(kind: str, size: int, seed: int) -> pa.Array:
     """Documents of about ``size`` bytes of text in all; words of real texts, drawn at random."""
     mix, document_bytes = TEXTS[kind]
-    pool = cached_pool(mix)
+    pool = load_pool(mix)
     mean = float(pool.mean_bytes[0])
     words = pool.draw(0, noise(seed, max(1, int(size / mean))))
     if document_bytes < 1000:  # cut anywhere
@@ -415,7 +413,7 @@ def sign_stream(target: Target, sizes: Sizes, ceilings: Ceilings, lanes: bool) -
     device = target.device
     requests, inputs = [], []
     for number in range(SETS):
-        inputs.append(texts(kind, int(0.9 * sizes.piece_bytes), SEED + number))
+        inputs.append(texts(kind, int(0.95 * sizes.piece_bytes), SEED + number))
         values, offsets = buffers(inputs[-1])
         own = device.alloc_host(len(values), np.uint8)
         own[:] = values
@@ -475,41 +473,42 @@ def intersections(target: Target, sizes: Sizes, ceilings: Ceilings) -> Case:
     return case(name, seconds, floor=moved / ceilings.copy, **more)
 
 
-def kernels_suite(target: Target, sizes: Sizes, ceilings: Ceilings) -> list[Case]:
-    cases = []
-    for kind in TEXTS:
-        cases += sign_kernels(target, sizes, ceilings, kind, keep=False)
-    cases += sign_kernels(target, sizes, ceilings, "english, 2 kB", keep=True)
-    cases += [sign_stream(target, sizes, ceilings, lanes) for lanes in (False, True)]
-    cases.append(intersections(target, sizes, ceilings))
-    return cases
+def kernels_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
+    for kind, keep in (*((kind, False) for kind in TEXTS), ("english, 2 kB", True)):
+        yield from sign_kernels(target, sizes, ceilings, kind, keep)
+        if time.perf_counter() > deadline:
+            print("the rest is left out, there is not time enough", flush=True)
+            return
+    for lanes in (False, True):
+        yield sign_stream(target, sizes, ceilings, lanes)
+    yield intersections(target, sizes, ceilings)
 
 
 # ------------------------------------------------------------------------------------------------------------- job
 
 
-def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings) -> list[Case]:
+def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
     """Whole jobs, also on the CPU; both must remove the same."""
     files = corpus_files("mixed", sizes.megabytes)
     documents, size = text_bytes(files)
     arrow = pa.table({"text": read_texts(files).combine_chunks()})
     decode(files)  # the files are in the page cache from here on
     decoding = min(on_host(2, lambda _: decode(files)))
-    cases = []
     for name, floor, work in (
         ("Arrow in memory to mask", size / ceilings.up, lambda device: from_arrow(arrow, device)),
         ("Parquet to mask", max(decoding, size / ceilings.up), lambda device: from_parquet(files, device)),
     ):
         removed, seconds, summary = work("cpu")
         about = {"text_bytes": size, "documents": documents, "removed": removed.num_rows}
-        cases.append(job_case(f"{name}, cpu", [seconds], None, summary, about))
-        runs = [work("cuda") for _ in range(min(4, sizes.rounds))]
-        for found, _, _ in runs:
+        yield job_case(f"{name}, cpu", [seconds], None, summary, about)
+        runs: list[tuple[pa.Table, float, gpudedup.Summary]] = []
+        while len(runs) < 2 or (len(runs) < 4 and time.perf_counter() + runs[-1][1] < deadline):
+            runs.append(work("cuda"))
+            found = runs[-1][0]
             assert found.equals(removed), f"{name}: the GPU removed {found.num_rows} rows, the CPU {removed.num_rows}"
         best = min(runs[1:], key=lambda run: run[1])
         about |= {"first_seconds": runs[0][1], "decode_alone_seconds": decoding}
-        cases.append(job_case(f"{name}, cuda", [run[1] for run in runs[1:]], floor, best[2], about))
-    return cases
+        yield job_case(f"{name}, cuda", [run[1] for run in runs[1:]], floor, best[2], about)
 
 
 def job_case(
@@ -595,22 +594,22 @@ def same(left: Any, right: Any) -> None:
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name), name)
 
 
-def match_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> list[Case]:
+def match_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
     """Each number of documents against the CPU, but for the last of several: it takes the CPU too long."""
-    params, cases = Params(verify="signature"), []
-    took = 0.0
+    params, took = Params(verify="signature"), 0.0
     for number, count in enumerate(sizes.documents):
-        if number and time.perf_counter() + 11 * took > deadline:
+        if number and time.perf_counter() + 12 * took > deadline:
             print(f"{count:.0e} documents: left out, there is not time enough", flush=True)
             break
         begin = time.perf_counter()
         signed = generated(count, params)
+        generating = time.perf_counter() - begin
         label = f"match, verify by signature and decide {count:.0e} documents"
         wanted = None
         if number == 0:
             wanted, stages = decided(signed, params, CpuBackend(params, "as asked"))
             about = {"documents": count, "removed": len(wanted.removed), "stages": stages}
-            cases.append(case(f"{label}, cpu", [sum(stages.values())], **about))
+            yield case(f"{label}, cpu", [sum(stages.values())], **about)
         times = []
         for _ in range(3 if number == 0 else 1):
             found, stages = decided(signed, params, CudaBackend(params, target.device, "as asked"))
@@ -627,10 +626,9 @@ def match_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: floa
             decided(signed, params, CudaBackend(params, timed, "as asked"))  # type: ignore[arg-type]
             parts = sorted(timed.take().items(), key=lambda item: -item[1])
             about["device_seconds"] = {name: part for name, part in parts if name != "all"}
-        cases.append(case(f"{label}, cuda", seconds, floor=floor, **about, documents_per_second=rate))
-        took = time.perf_counter() - begin
+        yield case(f"{label}, cuda", seconds, floor=floor, **about, documents_per_second=rate)
+        took = generating + max(seconds)
         del signed, found, wanted
-    return cases
 
 
 # ---------------------------------------------------------------------------------------------------------- record
@@ -655,38 +653,34 @@ def write_result(folder: Path, suite: str, quick: bool, ceilings: Ceilings, case
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{found['date']}-gpu-{suite}.json"
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    print(f"written: {path.name}", flush=True)
 
 
-SUITES = ("ceilings", "kernels", "job", "match")
+Suite = Callable[[Target, Sizes, Ceilings, float], Iterator[Case]]
+SUITES: dict[str, Suite] = {"kernels": kernels_suite, "job": job_suite, "match": match_suite}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure a GPU and record the figures.")
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="ceilings, kernels, job, match; all by default")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seconds", type=float, default=600, help="start no long case that would end after this")
     given = parser.parse_args()
     deadline = time.perf_counter() + given.seconds
-    unknown = set(given.suites) - set(SUITES)
+    names = ("ceilings", *SUITES)
+    unknown = set(given.suites) - set(names)
     if unknown:
-        parser.error(f"no suite {sorted(unknown)[0]!r}; there are {', '.join(SUITES)}")
+        parser.error(f"no suite {sorted(unknown)[0]!r}; there are {', '.join(names)}")
     if REHEARSAL:
         rehearse()
     target = open_target()
     sizes = Sizes.of(target, given.quick)
-    ceilings, ceiling_cases = measure_ceilings(target, sizes)
-    for suite in given.suites or SUITES:
-        if suite == "ceilings":
-            cases = ceiling_cases
-        elif suite == "kernels":
-            cases = kernels_suite(target, sizes, ceilings)
-        elif suite == "job":
-            cases = job_suite(target, sizes, ceilings)
-        else:
-            cases = match_suite(target, sizes, ceilings, deadline)
-        write_result(given.results, suite, given.quick, ceilings, cases)
+    ceilings, measured = measure_ceilings(target, sizes)
+    for name in given.suites or names:
+        cases: list[Case] = []
+        for found in SUITES[name](target, sizes, ceilings, deadline) if name in SUITES else measured:
+            cases.append(found)
+            write_result(given.results, name, given.quick, ceilings, cases)  # each time: a suite may be ended early
 
 
 if __name__ == "__main__":

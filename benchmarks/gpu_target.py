@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,6 +135,7 @@ def rehearse() -> None:
     cupy_device.CupyDevice = lambda index: emulated_device.EmulatedDevice()  # type: ignore[assignment, misc]
 
 
+@cache
 def description() -> dict[str, Any]:
     """The GPU, the machine around it and the software, without names or paths. A copy without git tells its commit by
     GPUDEDUP_COMMIT."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -184,6 +185,18 @@ def test_a_failure_ends_nothing(planted: str, tmp_path: Path) -> None:
     assert "bench_gpu.py match" in (tools / "calls.txt").read_text()
 
 
+@pytest.mark.parametrize(("said", "status"), [("9 passed in 1.0s", 0), ("9 passed, 1 skipped in 1.0s", 1)])
+def test_a_skipped_test_is_a_failure(said: str, status: int, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    tests, build = f'*"-m gpu"*) echo "{said}" ;;', '*gpudedup._cpu*) echo "$PYTHONPATH" ;;'
+    stand_in(tools, "python3", f'case "$*" in {tests} {build} esac')
+    stand_in(tools, "nvidia-smi", "")
+    done = check(tools, tmp_path / "out")
+    assert rows_of_table(done.stdout)["tests"][0] == status
+    assert done.returncode == status
+
+
 def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     """The build is given a minute; here by a `timeout` that gives a second."""
     tools = tmp_path / "tools"
@@ -243,7 +256,7 @@ def test_measuring_through_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [case["median_seconds"] for case in cases if "both" not in case["case"]] == [0.001] * 4
     assert ceilings.copy == 2 * sizes.copy_bytes / 0.001
     assert ceilings.lanes == 2 * 256 * 16 * 1024 / 0.001
-    found = bench_gpu.kernels_suite(target, sizes, ceilings)
+    found = list(bench_gpu.kernels_suite(target, sizes, ceilings, math.inf))
     launched = {call[1] for call in fake.calls if call[0] == "launchKernel"}
     assert {"lane_rate", "measure_words", "hash_units", "sign_lanes", "pack_shingles", "intersect_pairs"} <= launched
     measured = {case["case"].split(": ")[-1] for case in found}

@@ -42,7 +42,8 @@ stage() { # stage NAME SECONDS FUNCTION [ARGUMENT]: runs it, logs what it says, 
   shift 2
   [ -z "$REHEARSE" ] || limit=$((4 * limit)) # a single slow core builds and emulates
   printf '== %s\n' "$name"
-  timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' stage "$@" >"$work/stage.log" 2>&1 </dev/null || status=$?
+  timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' stage "$@" >"$work/stage.log" 2>&1 </dev/null ||
+    status=$?
   { printf '\n==== %s (%s s)\n' "$name" "$((SECONDS - begin))"; tail -c 1500000 "$work/stage.log"; } >>"$out/log.txt"
   case $status in
     0) tail -n "${lines:-3}" "$work/stage.log" ;;
@@ -141,9 +142,10 @@ measure() { # measure SUITE SECONDS
 
 profile() {
   command -v ncu >/dev/null || { echo "no ncu here" && exit 77; }
-  local status=0 kernels='regex:measure_|join_|find_|first_units|hash_|sign_lanes|band_keys|lane_rate'
+  local status=0 kernels='regex:measure_|join_|find_|first_units|hash_|sign_lanes|band_keys'
   ncu --clock-control none --set basic --csv --log-file "$out/ncu.csv" --kernel-name "$kernels" --launch-skip 10 \
-    --launch-count 21 python3 benchmarks/bench_gpu.py kernels --quick --results "$work/profiled" || status=$?
+    --launch-count 21 python3 benchmarks/bench_gpu.py kernels --quick --seconds 5 --results "$work/profiled" ||
+    status=$?
   if grep -q 'ERR_NVGPUCTRPERM\|LibraryNotLoaded' "$out/ncu.csv"; then
     cat "$out/ncu.csv" && echo "the counters of this GPU cannot be read here" && exit 77
   fi
