@@ -386,6 +386,7 @@ def sign_kernels(target: Target, sizes: Sizes, ceilings: Ceilings, kind: str, ke
         number += 1
         assert timed.needed is not None
         units, folded = (int(value) for value in fetched(target, timed.needed[:2], stream))
+        assert units == signed.unit_count.sum(), "more than one piece"
         text_size = int(offsets[-1] - offsets[0])
         bytes_in += text_size / sizes.rounds
         moved = bytes_of_kernels(text_size, len(text), units, folded, params)

@@ -138,9 +138,9 @@ def test_golden_decisions() -> None:
             assert rows_of(result.at(float(threshold)).removed) == [tuple(row) for row in removed]
 
 
-@pytest.mark.parametrize("first", range(0, scaled(40, 2), scaled(10, 2)))
+@pytest.mark.parametrize("first", range(0, scaled(200, 4), scaled(50, 4)))
 def test_random_runs_equal_reference(first: int) -> None:
-    for seed in range(first, first + scaled(10, 2)):
+    for seed in range(first, first + scaled(50, 4)):
         assert_random_run_equals_reference(7919 * seed, device="cuda")
 
 

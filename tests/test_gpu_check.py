@@ -183,6 +183,9 @@ def test_a_failure_ends_nothing(planted: str, tmp_path: Path) -> None:
     assert rows[stage] == (3, "FAILED")
     assert done.returncode == 1
     assert "bench_gpu.py match" in (tools / "calls.txt").read_text()
+    limits = [int(limit) for limit in re.findall(r" s of (\d+)", done.stdout)]
+    assert len(limits) == len(STAGES)
+    assert sum(limits) < 580, "ten minutes in all, with what ending a stage takes"
 
 
 @pytest.mark.parametrize(("said", "status"), [("9 passed in 1.0s", 0), ("9 passed, 1 skipped in 1.0s", 1)])

@@ -31,7 +31,8 @@ results=$out
 [ $# -gt 0 ] || [ -n "$REHEARSE" ] || results=$PWD/benchmarks/results
 : >"$out/log.txt"
 export work out results pytest="python3 -P -m pytest -q -rs -p no:cacheprovider"
-export PYTHONPATH=$work/site PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export GPUDEDUP_BENCH_DIR=${GPUDEDUP_BENCH_DIR:-$work/corpora}
 
 failures=0
@@ -111,8 +112,9 @@ PYTHON
 }
 
 tests() {
-  local parallel=()
-  ! python3 -c 'import xdist' 2>/dev/null || parallel=(-n 4) # on a GPU most of their time is the host's
+  local parallel=() cores
+  cores=$(nproc)
+  ! python3 -c 'import xdist' 2>/dev/null || parallel=(-n $((cores < 4 ? cores : 4))) # most of their time is the host's
   if [ -n "$REHEARSE" ]; then # only these know the emulated device; there they are not marked
     $pytest "${parallel[@]}" tests/test_gpu.py
   else
@@ -172,8 +174,8 @@ export -f environment build probe tests sanitize measure profile
 lines=12 stage environment 15 environment
 stage build 45 build
 lines=6 stage probe 15 probe
-stage tests 165 tests
-for tool in memcheck racecheck initcheck synccheck; do stage "sanitizer $tool" 30 sanitize "$tool"; done
+stage tests 130 tests
+for tool in memcheck racecheck initcheck synccheck; do stage "sanitizer $tool" 38 sanitize "$tool"; done
 lines=20 stage ceilings 15 measure ceilings 15
 lines=80 stage kernels 50 measure kernels 50
 lines=20 stage "end to end" 65 measure job 65
