@@ -141,10 +141,11 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
       const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
       uint32_t best[THREAD_LANES] = {EMPTY_LANE, EMPTY_LANE, EMPTY_LANE, EMPTY_LANE};
 #pragma unroll 4
-      for (const uint32_t* h = shingles + here; h < shingles + stop; ++h) {
+      for (uint32_t i = here; i < stop; ++i) {
+        const uint32_t h = shingles[i];
 #pragma unroll
         for (uint32_t k = 0; k < THREAD_LANES; ++k) {
-          const uint32_t value = lane(*h, group_a[k], group_b[k]);
+          const uint32_t value = lane(h, group_a[k], group_b[k]);
           best[k] = value < best[k] ? value : best[k];
         }
       }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numba import cuda
 
 
+@cache  # by Numba for each set of types, once a process
 def compiled_loop(body: Callable[..., None]) -> Any:
     """A kernel loop(count, args) that calls body(i, *args) for i = 0 .. count - 1, whatever its grid."""
     step = cuda.jit(device=True)(body)

@@ -139,7 +139,6 @@ class CupyDevice:
         self._streams: weakref.WeakSet[CupyStream] = weakref.WeakSet()
         self._module = self.cupy.RawModule(code=program.translation_unit(), options=program.options())
         self._kernels: dict[str, Any] = {}
-        self._loops: dict[str, Any] = {}
         self._lock = threading.RLock()
 
     @contextmanager
@@ -241,7 +240,10 @@ class CupyDevice:
         with self._on(stream, f"running loop {body}", args) as handle:
             from numba import cuda
 
-            loop = self._loop(body)
+            from gpudedup.kernels import BODIES
+            from gpudedup.kernels.loop import compiled_loop
+
+            loop = compiled_loop(BODIES[body])
             passed = tuple(
                 cuda.as_cuda_array(_Interface(arg), sync=False) if isinstance(arg, DeviceArray) else arg for arg in args
             )
@@ -301,15 +303,6 @@ class CupyDevice:
                         kernel = self._module.get_function(name)
                 self._kernels[name] = kernel
             return self._kernels[name]
-
-    def _loop(self, name: str) -> Any:
-        with self._lock:
-            if name not in self._loops:
-                from gpudedup.kernels import BODIES
-                from gpudedup.kernels.loop import compiled_loop
-
-                self._loops[name] = compiled_loop(BODIES[name])
-            return self._loops[name]
 
     def _device_error(self, error: Exception, doing: str) -> DeviceError:
         """What went wrong on this device, while doing what, and the way out."""
