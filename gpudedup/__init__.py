@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpudedup.api import Run, deduplicate, run
+    from gpudedup.api import Run, deduplicate, plan, run
     from gpudedup.audit import Audit
     from gpudedup.errors import (
         ArtefactError,
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ParameterError,
     )
     from gpudedup.params import SPEC, Params
+    from gpudedup.planning import Plan
     from gpudedup.result import Result, Summary
     from gpudedup.streaming import Deduplicator
 
@@ -44,20 +45,23 @@ __all__ = [
     "OutputError",
     "ParameterError",
     "Params",
+    "Plan",
     "Result",
     "Run",
     "Summary",
     "deduplicate",
+    "plan",
     "run",
 ]
 
 # Where names live. They are imported at their first use, so that `import gpudedup` and `gpudedup --version` are quick.
 _HOMES = {
-    **dict.fromkeys(("Run", "deduplicate", "run"), "gpudedup.api"),
+    **dict.fromkeys(("Run", "deduplicate", "plan", "run"), "gpudedup.api"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "gpudedup.errors"),
     **dict.fromkeys(("SPEC", "Params"), "gpudedup.params"),
     **dict.fromkeys(("Result", "Summary"), "gpudedup.result"),
     "Audit": "gpudedup.audit",
+    "Plan": "gpudedup.planning",
     "Deduplicator": "gpudedup.streaming",
 }
 

@@ -14,6 +14,7 @@ from gpudedup.engines.local import Budget, run_stages, silent
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths, open_source
 from gpudedup.params import Params, make_params
+from gpudedup.planning import Plan, make_plan
 from gpudedup.result import Result, Summary
 from gpudedup.stages.apply import new_run
 from gpudedup.stages.sign import Progress, columns_needed
@@ -67,9 +68,7 @@ def run(
     Raises what `deduplicate` does, GuardError before anything is written, and OutputError if ``out`` is taken or
     cannot be written.
     """
-    if engine != "local":
-        raise ParameterError(f'engine must be "local", got {engine!r}')
-    params = make_params(options)
+    params = _checked(engine, options)
     paths = _paths(inputs)
     if not isinstance(out, str | os.PathLike):
         raise ParameterError(f"out must be the path of a directory, got {out!r}")
@@ -78,6 +77,33 @@ def run(
         result = Result(run_stages(source, params, progress=progress))
         result.write(directory, progress)
     return Run.open(out)
+
+
+def plan(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    output: str = "kept",
+    engine: str = "local",
+    progress: Progress = silent,
+    **options: Any,
+) -> Plan:
+    """What `run` with these arguments would be like, from a sample of the input: text, memory, disk, time.
+
+    Reads some tens of MB at most, beside what opening the input takes, and writes nothing. ``out`` (whose free space is
+    looked at) need not be given. The sample is drawn by ``seed``. Raises what `run` does, as far as it shows there.
+    """
+    params = _checked(engine, options)
+    store.check_output(output)
+    paths = _paths(inputs)
+    with closing(open_paths(paths, **_reading(params))) as source:
+        return make_plan(source, params, output=output, out=None if out is None else os.fspath(out), progress=progress)
+
+
+def _checked(engine: str, options: dict[str, Any]) -> Params:
+    if engine != "local":
+        raise ParameterError(f'engine must be "local", got {engine!r}')
+    return make_params(options)
 
 
 class Run(store.Run):

@@ -1,4 +1,4 @@
-"""The command line: run, info, explain, audit. Messages on stderr, data and --json on stdout.
+"""The command line: run, plan, info, explain, audit. Messages on stderr, data and --json on stdout.
 
 Whatever is slow to import is imported inside the commands. Exit codes: 0 done; 1 failed; 2 usage or bad parameters;
 3 input; 4 artefacts; 5 device; 130 and 143 stopped by SIGINT or SIGTERM.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpudedup.display import Change, Key
     from gpudedup.explain import Document, Explanation
     from gpudedup.params import Params
+    from gpudedup.planning import Plan
 
 EXAMPLE_PAIRS = 3
 """Near-duplicates that `run` shows."""
@@ -213,232 +214,323 @@ Tmp = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Parquet, Arrow IPC (Feather), JSONL, CSV, TSV or text files (the last four also .gz, .zst), "
+        "directories, or globs. The order given is input order.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    str,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="RUN",
+        help="Directory for the results; new, or empty.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+PlanOut = Annotated[
+    str | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="RUN",
+        help="Where the results would go: how much is free there is looked at.",
+        show_default="the working directory",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="Besides the table of removals: the kept documents as files like the input, a mask (true: keep) for "
+        "each file, or nothing.",
+        show_default="kept",
+        metavar="kept|mask|none",
+        rich_help_panel=OUTPUT,
+    ),
+]
+OnError = Annotated[
+    str | None,
+    typer.Option(
+        help="What to do about input that cannot be read: stop, or leave it out, count it and list it.",
+        show_default="fail",
+        metavar="fail|skip",
+        rich_help_panel=OUTPUT,
+    ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="Parameters under the same names (with _), e.g. text_column = 'body'. Options given here win.",
+        metavar="FILE.toml",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    typer.Option(help="The column with the documents.", show_default="text", metavar="COL", rich_help_panel=DOCUMENTS),
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="A column to name documents by in the results; never decides anything.",
+        show_default="none",
+        metavar="COL",
+        rich_help_panel=DOCUMENTS,
+    ),
+]
+Fold = Annotated[
+    str | None,
+    typer.Option(
+        help="What does not count as a difference: full (case, width, marks, compatibility forms, traditional "
+        "against simplified Chinese), case, or none.",
+        show_default="full",
+        metavar="full|case|none",
+        rich_help_panel=DOCUMENTS,
+    ),
+]
+DropEmpty = Annotated[
+    bool | None,
+    typer.Option(
+        "--drop-empty/--keep-empty",
+        help="Remove documents without a single word (they match nothing and stay otherwise).",
+        show_default="keep",
+        rich_help_panel=DOCUMENTS,
+    ),
+]
+Shingle = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared: n consecutive words (a Chinese or Japanese character counts as one), characters, "
+        "or tokens of a list<int> column. Smaller n for short texts; char:n for noisy ones.",
+        show_default="word:5",
+        metavar="KIND:N",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Verify = Annotated[
+    str | None,
+    typer.Option(
+        help="How candidates are compared: by their shingles (exact), by their signatures (an estimate, without a "
+        "second read of the text), or not at all (every candidate counts as similar).",
+        show_default="exact",
+        metavar="exact|signature|none",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        help="Another seed draws other signatures; one seed always gives the same result.",
+        show_default="0",
+        metavar="N",
+        rich_help_panel=SIMILAR,
+    ),
+]
+BucketWindow = Annotated[
+    int | None,
+    typer.Option(
+        help="In a bucket of more than 2W+1 documents each meets the first W and the W just before it. The summary "
+        "counts such buckets; raise W if they matter.",
+        show_default="64",
+        metavar="W",
+        rich_help_panel=SIMILAR,
+    ),
+]
+Keep = Annotated[
+    str | None,
+    typer.Option(
+        help="Which of two copies is better: first in the input, longest, max:COL or min:COL (a score, a date), or "
+        "sources:COL=a,b,c (a before b before c before others).",
+        show_default="first",
+        metavar="RULE",
+        rich_help_panel=STAY,
+    ),
+]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare only documents of equal value in this column, e.g. each crawl by itself.",
+        show_default="none",
+        metavar="COL",
+        rich_help_panel=STAY,
+    ),
+]
+Across = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare only documents of different value in this column, e.g. test against training.",
+        show_default="none",
+        metavar="COL",
+        rich_help_panel=STAY,
+    ),
+]
+MaxRemoved = Annotated[
+    float | None,
+    typer.Option(
+        help="Stop before anything is written if more than this share of all documents would be removed, or of the "
+        "documents of one value of --guard-column.",
+        show_default="none",
+        metavar="SHARE",
+        rich_help_panel=STAY,
+    ),
+]
+GuardColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="A column, such as the source: the summary says what was removed of each value, and --max-removed "
+        "holds for each, small ones too.",
+        show_default="none",
+        metavar="COL",
+        rich_help_panel=STAY,
+    ),
+]
+Clustering = Annotated[
+    str | None,
+    typer.Option(
+        help="keepers: every removed document is similar to its keeper. components: chains of similar documents "
+        "collapse to one, as in other tools.",
+        show_default="keepers",
+        metavar="keepers|components",
+        rich_help_panel=STAY,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to compute, with the same results. auto takes a GPU that can be used; cuda:N is number N.",
+        show_default="auto",
+        metavar="auto|cpu|cuda|cuda:N",
+        rich_help_panel=MACHINE,
+    ),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        help="What drives the stages: local is one process with native threads.",
+        show_default="local",
+        metavar="local",
+        rich_help_panel=MACHINE,
+    ),
+]
 
 
 @app.command(no_args_is_help=True)
 def run(
     context: typer.Context,
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Parquet, Arrow IPC (Feather), JSONL, CSV, TSV or text files (the last four also .gz, .zst), "
-            "directories, or globs. The order given is input order.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[
-        str,
-        typer.Option(
-            "--out",
-            "-o",
-            metavar="RUN",
-            help="Directory for the results; new, or empty.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ],
-    output: Annotated[
-        str | None,
-        typer.Option(
-            help="Besides the table of removals: the kept documents as files like the input, a mask (true: keep) for "
-            "each file, or nothing.",
-            show_default="kept",
-            metavar="kept|mask|none",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    on_error: Annotated[
-        str | None,
-        typer.Option(
-            help="What to do about input that cannot be read: stop, or leave it out, count it and list it.",
-            show_default="fail",
-            metavar="fail|skip",
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="Parameters under the same names (with _), e.g. text_column = 'body'. Options given here win.",
-            metavar="FILE.toml",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    inputs: Inputs,
+    out: Out,
+    output: Output = None,
+    on_error: OnError = None,
+    config: Config = None,
     as_json: Json = False,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="The column with the documents.", show_default="text", metavar="COL", rich_help_panel=DOCUMENTS
-        ),
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            help="A column to name documents by in the results; never decides anything.",
-            show_default="none",
-            metavar="COL",
-            rich_help_panel=DOCUMENTS,
-        ),
-    ] = None,
-    fold: Annotated[
-        str | None,
-        typer.Option(
-            help="What does not count as a difference: full (case, width, marks, compatibility forms, traditional "
-            "against simplified Chinese), case, or none.",
-            show_default="full",
-            metavar="full|case|none",
-            rich_help_panel=DOCUMENTS,
-        ),
-    ] = None,
-    drop_empty: Annotated[
-        bool | None,
-        typer.Option(
-            "--drop-empty/--keep-empty",
-            help="Remove documents without a single word (they match nothing and stay otherwise).",
-            show_default="keep",
-            rich_help_panel=DOCUMENTS,
-        ),
-    ] = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    fold: Fold = None,
+    drop_empty: DropEmpty = None,
     threshold: Threshold = None,
     recall: Recall = None,
-    shingle: Annotated[
-        str | None,
-        typer.Option(
-            help="What is compared: n consecutive words (a Chinese or Japanese character counts as one), characters, "
-            "or tokens of a list<int> column. Smaller n for short texts; char:n for noisy ones.",
-            show_default="word:5",
-            metavar="KIND:N",
-            rich_help_panel=SIMILAR,
-        ),
-    ] = None,
-    verify: Annotated[
-        str | None,
-        typer.Option(
-            help="How candidates are compared: by their shingles (exact), by their signatures (an estimate, without a "
-            "second read of the text), or not at all (every candidate counts as similar).",
-            show_default="exact",
-            metavar="exact|signature|none",
-            rich_help_panel=SIMILAR,
-        ),
-    ] = None,
+    shingle: Shingle = None,
+    verify: Verify = None,
     num_perm: NumPerm = None,
     bands: Bands = None,
     rows: Rows = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Another seed draws other signatures; one seed always gives the same result.",
-            show_default="0",
-            metavar="N",
-            rich_help_panel=SIMILAR,
-        ),
-    ] = None,
-    bucket_window: Annotated[
-        int | None,
-        typer.Option(
-            help="In a bucket of more than 2W+1 documents each meets the first W and the W just before it. The summary "
-            "counts such buckets; raise W if they matter.",
-            show_default="64",
-            metavar="W",
-            rich_help_panel=SIMILAR,
-        ),
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Which of two copies is better: first in the input, longest, max:COL or min:COL (a score, a date), or "
-            "sources:COL=a,b,c (a before b before c before others).",
-            show_default="first",
-            metavar="RULE",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    within: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare only documents of equal value in this column, e.g. each crawl by itself.",
-            show_default="none",
-            metavar="COL",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    across: Annotated[
-        str | None,
-        typer.Option(
-            help="Compare only documents of different value in this column, e.g. test against training.",
-            show_default="none",
-            metavar="COL",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    max_removed: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop before anything is written if more than this share of all documents would be removed, or of the "
-            "documents of one value of --guard-column.",
-            show_default="none",
-            metavar="SHARE",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    guard_column: Annotated[
-        str | None,
-        typer.Option(
-            help="A column, such as the source: the summary says what was removed of each value, and --max-removed "
-            "holds for each, small ones too.",
-            show_default="none",
-            metavar="COL",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    clustering: Annotated[
-        str | None,
-        typer.Option(
-            help="keepers: every removed document is similar to its keeper. components: chains of similar documents "
-            "collapse to one, as in other tools.",
-            show_default="keepers",
-            metavar="keepers|components",
-            rich_help_panel=STAY,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Where to compute, with the same results. auto takes a GPU that can be used; cuda:N is number N.",
-            show_default="auto",
-            metavar="auto|cpu|cuda|cuda:N",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            help="What drives the stages: local is one process with native threads.",
-            show_default="local",
-            metavar="local",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+    seed: Seed = None,
+    bucket_window: BucketWindow = None,
+    keep: Keep = None,
+    within: Within = None,
+    across: Across = None,
+    max_removed: MaxRemoved = None,
+    guard_column: GuardColumn = None,
+    clustering: Clustering = None,
+    device: Device = None,
+    engine: Engine = None,
     workers: Workers = None,
     memory: Memory = None,
     tmp: Tmp = None,
 ) -> None:
     """Deduplicate INPUT: write the kept documents, the removals with their proofs, and a manifest to RUN."""
-    own = ("inputs", "out", "config", "as_json")
-    given = {name: value for name, value in context.params.items() if name not in own and value is not None}
-    options = {**(_read_config(config) if config else {}), **given}
-
     import gpudedup
 
     with _progress() as progress:
-        done = gpudedup.run(inputs, out, progress=progress, **options)
+        done = gpudedup.run(inputs, out, progress=progress, **_options(context, config))
     _tell_skipped(done)
     if as_json:
         _print_json({"run": str(done.path), **done.summary().asdict()})
     else:
         _show_run(done)
+
+
+@app.command(no_args_is_help=True)
+def plan(
+    context: typer.Context,
+    inputs: Inputs,
+    out: PlanOut = None,
+    output: Output = None,
+    on_error: OnError = None,
+    config: Config = None,
+    as_json: Json = False,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    fold: Fold = None,
+    drop_empty: DropEmpty = None,
+    threshold: Threshold = None,
+    recall: Recall = None,
+    shingle: Shingle = None,
+    verify: Verify = None,
+    num_perm: NumPerm = None,
+    bands: Bands = None,
+    rows: Rows = None,
+    seed: Seed = None,
+    bucket_window: BucketWindow = None,
+    keep: Keep = None,
+    within: Within = None,
+    across: Across = None,
+    max_removed: MaxRemoved = None,
+    guard_column: GuardColumn = None,
+    clustering: Clustering = None,
+    device: Device = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Sample INPUT and tell what a run with these options would be like: text, memory, disk, time. Writes nothing."""
+    import gpudedup
+
+    with _progress() as progress:
+        found = gpudedup.plan(inputs, out, progress=progress, **_options(context, config))
+    if as_json:
+        _print_json(found.asdict())
+    else:
+        _show_plan(found)
+
+
+def _show_plan(found: Plan) -> None:
+    from rich.text import Text
+
+    from gpudedup.display import console, facts, one_line, plan_rows
+
+    out = console(sys.stdout)
+    out.print(facts(plan_rows(found)))
+    for unknown in found.unknown:
+        out.print(Text(f"not known: {one_line(unknown)}"), soft_wrap=True)
+    for warning in found.warnings:
+        out.print(Text(f"warning: {one_line(warning)}", style="bold"), soft_wrap=True)
+
+
+def _options(context: typer.Context, config: Path | None) -> dict[str, Any]:
+    """The parameters from --config and the options given, which win."""
+    own = ("inputs", "out", "config", "as_json")
+    given = {name: value for name, value in context.params.items() if name not in own and value is not None}
+    return {**(_read_config(config) if config else {}), **given}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from gpudedup.planning import Estimate, Plan
     from gpudedup.result import Summary
 
 SIDE_BY_SIDE_COLUMNS = 72
@@ -329,6 +330,47 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("in all", f"{total:.2f} s" + (f", {megabytes / total:,.1f} MB/s" if total > 0 else "")),
     ]
     return rows
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """A plan as names and values."""
+
+    def size(count: float) -> str:
+        return f"{count / 1e6:,.1f} MB"
+
+    def total(estimate: Estimate, unit: Callable[[float], str]) -> str:
+        if estimate.counted:
+            return f"{unit(estimate.value)}, counted"
+        spread = "of unknown spread" if estimate.spread is None else f"give or take {unit(estimate.spread)}"
+        return f"about {unit(estimate.value)}, {spread}"
+
+    params = plan.parameters
+    found = f"{plan.sample_exact:,} exact and {plan.sample_near:,} near copies removed, {plan.sample_compared:,} pairs"
+    low, high = (sum(times[place] for times in plan.seconds.values()) for place in (0, 1))
+    stages = [f"{name} {_span(*times)}" for name, times in plan.seconds.items()]
+    return [
+        ("input", f"{plan.files:,} files, {size(plan.stored_bytes)} {plan.format}"),
+        ("documents", total(plan.documents, "{:,.0f}".format)),
+        ("text", total(plan.text_bytes, size)),
+        ("sample", f"{plan.sample}: {plan.sample_documents:,} documents, {size(plan.sample_text_bytes)}"),
+        ("  in it", f"{plan.sample_sharing:,} share a bucket; {found} compared"),
+        ("bands x rows", f"{plan.bands} x {plan.rows} of {params.num_perm} lanes"),
+        ("chance to compare", s_curve_line(plan.s_curve)),
+        (
+            "memory",
+            f"{size(plan.memory_bytes)} (memory) and {size(plan.held_bytes)} for documents, of "
+            f"{size(plan.available_memory_bytes)} that are free",
+        ),
+        ("output", f"at most {size(plan.output_bytes)}, of {size(plan.output_free_bytes)} that are free"),
+        ("spilled sets", f"at most {size(plan.spill_bytes)}, of {size(plan.spill_free_bytes)} that are free"),
+        ("device", plan.device),
+        ("seconds", "  ".join(stages)),
+        ("in all", f"{_span(low, high)} s, by the rates of the sample on this machine"),
+    ]
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
 
 
 def harmless_streams() -> None:

@@ -784,3 +784,34 @@ def test_guards_stop_a_run(command: Any, corpus: Path, tmp_path: Path) -> None:
     shares = json.loads(done.out)["removed_shares"]
     assert sum(share["removed"] for share in shares) == 3
     assert shares[0] == {"value": "6", "documents": 1, "removed": 0, "share": 0.0}
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_plan_tells_and_writes_nothing(command: Any, corpus: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = command("plan", corpus, "-o", tmp_path / "out", "--threshold", 0.7, "--within", "key")
+    for line in ("documents ", "7, counted", "bands x rows ", "25 x 5", "memory ", "output ", "seconds ", "sample "):
+        assert line in done.out
+    found = json.loads(command("plan", corpus, "--json").out)
+    assert (found["documents"], found["sample_exact"], found["sample_near"]) == (
+        {"value": 7, "spread": 0, "counted": True},
+        1,
+        2,
+    )
+    assert "no column 'nowhere'" in command("plan", corpus, "--across", "nowhere", code=3).err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_takes_the_options_of_run(tmp_path: Path) -> None:
+    """But --out, all of run's options, with the same texts."""
+    from typer.main import get_command
+
+    run, plan = (get_command(cli.app).commands[name] for name in ("run", "plan"))  # type: ignore[attr-defined]
+    described = [
+        {option.name: (option.opts, getattr(option, "help", "")) for option in one.params} for one in (run, plan)
+    ]
+    for options in described:
+        options.pop("out")
+    assert described[0] == described[1]

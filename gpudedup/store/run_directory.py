@@ -51,6 +51,12 @@ WHOLE_NAME = "data.parquet"
 """The file name for the shard "": data in memory, or the tables of all plain text files together."""
 
 
+def check_output(output: str) -> None:
+    """Raise ParameterError for an unknown ``output``."""
+    if output not in OUTPUTS:
+        raise ParameterError(f'output must be one of "kept", "mask", "none", got {output!r}')
+
+
 def relative_names(paths: Sequence[str]) -> list[str]:
     """Each path relative to the deepest directory that all are in, with "/"; "" (data in memory) is ``WHOLE_NAME``.
 
@@ -114,8 +120,7 @@ class RunDirectory:
         Raises OutputError if ``out`` is not empty, where an input directory or glob would find the run, or cannot be
         made; ParameterError for an unknown ``output``; InputError if two shards would get one output name.
         """
-        if output not in OUTPUTS:
-            raise ParameterError(f'output must be one of "kept", "mask", "none", got {output!r}')
+        check_output(output)
         path = _folder_path(out)
         run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table)
         for given in inputs:
