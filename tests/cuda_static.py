@@ -37,7 +37,7 @@ class Budget:
 LOADS_16_BYTES = (r"\bLDG\.E\.128\b",)
 
 BUDGETS = {
-    # Of units.cu: the text is read 16 bytes at once.
+    # Of units.cu: spans are read 16 bytes at once (text byte by byte, see there).
     "find_chars": Budget(40, wants=LOADS_16_BYTES),
     "find_words": Budget(40, wants=LOADS_16_BYTES),
     "first_units": Budget(16),
@@ -63,6 +63,7 @@ BUDGETS = {
     "advance_lanes": Budget(48, wants=(r"\bVOTE",)),
     "advance_sets": Budget(48, wants=(r"\bVOTE",)),
     "advance_unverified": Budget(40),
+    "count_compared": Budget(40),
     "measure_large": Budget(32),
 }
 

@@ -23,8 +23,9 @@ from test_deduplicate import (
 import gpudedup
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.cuda import cupy_device, detect
 from gpudedup.backends.cuda import verify as rounds
-from gpudedup.backends.cuda.backend import CudaBackend
+from gpudedup.backends.cuda.backend import CudaBackend, try_out
 from gpudedup.errors import DeviceError
 from gpudedup.params import Params
 
@@ -150,6 +151,31 @@ def test_streams_equal_one_batch(use: Any) -> None:
     stream = gpudedup.Deduplicator(threshold=0.6, num_perm=64)
     masks = [stream.filter(table.slice(first, 40)).to_pylist() for first in range(0, len(table), 40)]
     assert [keep for mask in masks for keep in mask] == expected
+
+
+def test_a_device_is_tried_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that computes wrongly or not at all is not taken: auto says why and goes on without it."""
+
+    class Wrong(EmulatedDevice):
+        def scan(self, values: Any, sums: Any, stream: Any) -> None:
+            self.fill(sums, 0, stream)
+
+    try_out(EmulatedDevice(timing="random"))
+    monkeypatch.setattr(detect, "detect", lambda index: detect.Detection(reason=None))
+    broken: dict[str, Made] = {
+        "computes wrongly": Wrong,
+        "refused to launch": lambda: EmulatedDevice(faults=Faults(launch=1)),
+    }
+    for reason, make in broken.items():
+        monkeypatch.setattr(cupy_device, "CupyDevice", lambda index, make=make: make())
+        summary = gpudedup.deduplicate(["text"], device="auto").summary()
+        assert summary.device.startswith("cpu (")
+        assert reason in summary.device_reason
+        with pytest.raises(DeviceError, match=reason):
+            gpudedup.deduplicate(["text"], device="cuda")
+    monkeypatch.setattr(cupy_device, "CupyDevice", lambda index: EmulatedDevice())
+    summary = gpudedup.deduplicate(["text", "text"], device="auto").summary()
+    assert (summary.device, summary.device_reason, summary.removed) == ("cuda (emulated device)", "a GPU was found", 1)
 
 
 def test_batches_of_every_kind_in_a_row() -> None:

@@ -325,6 +325,64 @@ def test_a_chain_in_which_each_waits_for_the_one_before(tmp_path: Path) -> None:
     assert decision.keeper.tolist() == [NONE if i % 2 == 0 else i - 1 for i in range(count)]
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_rounds_do_not_grow_with_a_bucket_of_unlike_documents(order: Any, tmp_path: Path) -> None:
+    """Each is a candidate of the next 64: whoever waited for those to be decided would take a round each."""
+    launches = []
+    for count in (60, 240):
+        sets = [{7 * i, 7 * i + 1} for i in range(count)]
+        device = EmulatedDevice(order=order)
+        stream = device.stream()
+        buckets = buckets_of(
+            device, stream, np.zeros((1, count), np.uint64), np.arange(count, dtype=np.uint32), window=64
+        )
+        store = store_of(device, stream, sets, tmp_path)
+        before = device.counters.launches
+        decision = Keepers(device, stream, buckets, CompareSets(store, 500_000), None).run()
+        assert set(decision.keeper.tolist()) == {NONE}
+        assert decision.compared == len(reference_pairs([[0] * count], 64, lambda a, b: True))
+        launches.append(device.counters.launches - before)
+    assert launches[0] == launches[1]
+
+
+def test_blocks_are_halved_until_they_fit(tmp_path: Path) -> None:
+    """Less memory than the candidates of all documents at once take: for a decision, and for their list."""
+    count = 300
+    keys, documents = random_keys(count, 4, 2, seed=6), np.arange(count, dtype=np.uint32)
+    sets = families(count, 9, 20)
+    candidates = reference_pairs(keys.tolist(), 16, lambda a, b: True)
+    expected = expected_decision(candidates, count, lambda a, b: jaccard(sets[a], sets[b]), 600_000)
+    fitted = 0
+    for kilobytes in range(200, 1200, 100):
+        device = EmulatedDevice(memory_bytes=kilobytes << 10)
+        stream = device.stream()
+        try:
+            buckets = buckets_of(device, stream, keys, documents, window=16)
+            store = store_of(device, stream, sets, tmp_path)
+            decision = Keepers(device, stream, buckets, CompareSets(store, 600_000), None).run()
+        except DeviceMemoryError:
+            continue
+        if store.on_device:
+            fitted += 1
+            assert [array.tolist() for array in decision.arrays()] == list(expected)
+            assert pairs(buckets.candidates(0, count)) == sorted(candidates)
+    plenty = EmulatedDevice()
+    stream = plenty.stream()
+    buckets = buckets_of(plenty, stream, keys, documents, window=16)
+    buckets.candidates(0, count)
+    assert plenty.counters.peak_bytes > 700 << 10
+    assert fitted >= 5
+
+
+def test_what_moves_to_the_host_comes_down_once(tmp_path: Path) -> None:
+    sets = families(400, 3, 30)
+    device = EmulatedDevice()
+    store = store_of(device, device.stream(), sets, tmp_path)
+    before = device.counters.bytes_down
+    store.on_host()
+    assert device.counters.bytes_down - before < 4 * (sum(map(len, sets)) + 5 * len(sets)) + 4 * len(sets)
+
+
 def test_sets_that_do_not_fit_move_to_the_host(tmp_path: Path) -> None:
     sets = families(60, 4, 300)
     baseline = EmulatedDevice()

@@ -399,7 +399,7 @@ def test_loops_run_on_the_stream(device: CupyDevice, cupy: FakeCupy, monkeypatch
     big = device.alloc(1, np.uint8)
     grids = []
     for count in (256 * 1000 + 1, 2**31):
-        monkeypatch.setattr(device, "_loop", lambda name: lambda_grid(grids))
+        monkeypatch.setattr("gpudedup.kernels.loop.compiled_loop", lambda body: lambda_grid(grids))
         device.for_each("add", count, [big, np.uint8(0)], stream)
     assert grids == [1001, cupy_device.MAX_LOOP_BLOCKS]
 

@@ -1,9 +1,9 @@
 // Which documents are removed for which, a block of documents after another. docs/spec.md, sections 9 and 11.
 //
-// A warp walks down one document's candidates, best first, as far as those are decided; where one is not, the document
-// waits and the host launches it again. Documents before the block are decided, and the best-ranked that waits for none
-// is in each round, so rounds end. The answer is unique: it does not depend on which decisions a round has seen.
-// The same on the CPU: `Keepers` in csrc/cpu/verify.cpp.
+// A warp walks down one document's candidates, best first. One that it is not like is passed whatever becomes of it; at
+// one that it is like and that is not decided yet, the document waits, and the host launches it again. Documents before
+// the block are decided, and the best-ranked that waits for none is in each round, so rounds end. The answer is unique:
+// it does not depend on which decisions a round has seen. The same on the CPU: `Keepers` in csrc/cpu/verify.cpp.
 #include "cuda/intersect.h"
 
 using namespace gpudedup;
@@ -93,7 +93,6 @@ struct Decision {
   uint32_t* keeper;
   uint64_t* part;
   uint64_t* whole;
-  uint64_t* compared;
 };
 
 /// A state is read again by each launch and may change in between; all that is read after it was written before it.
@@ -110,7 +109,11 @@ __device__ __forceinline__ void settle(const Decision& decision, uint32_t docume
   *static_cast<volatile uint32_t*>(decision.state + document) = keeper == NONE ? KEPT : REMOVED;
 }
 
-/// waits[i] = 0 once active[i] is decided. requests[k]: 1 while document low + k waits to be measured.
+/// What a document that waits has asked for, or found out, of the candidate that it has come to.
+enum Request : uint32_t { NOTHING = 0, TO_MEASURE = 1, KNOWN_SIMILAR = 2 };
+
+/// waits[i] = 0 once active[i] is decided. requests[k]: of document low + k; its similarity, where that is known, lies
+/// in `decision` already.
 template <class Compare>
 __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_count, const Candidates& candidates,
                                         const Equals& equals, const Compare& compare, uint32_t* requests,
@@ -122,10 +125,9 @@ __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_
   const uint32_t document = active[i], slot = document - candidates.low;
   uint64_t at = candidates.cursor[slot];
   const uint64_t end = candidates.begins[slot + 1];
-  bool measured = requests[slot] == 1;
+  uint32_t request = requests[slot];
   uint32_t equal = NONE;  // a kept document of equal content: at most one is, it removes all after it
   bool decided = false, blocked = false;
-  uint64_t compared = 0;
 
   // Lane 0 reads what others may be writing, so that a warp is of one mind.
   if (equals.has && equals.previous[document] != NONE) {
@@ -135,46 +137,53 @@ __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_
       blocked = true;
     } else {
       __threadfence();
-      equal = previous;
-      if (state == REMOVED) equal = *static_cast<const volatile uint32_t*>(equals.kept + previous);
+      const uint32_t kept = writer ? *static_cast<const volatile uint32_t*>(equals.kept + previous) : 0;
+      equal = __shfl_sync(WHOLE_WARP, state == KEPT ? previous : kept, 0);
       if (writer) *static_cast<volatile uint32_t*>(equals.kept + document) = equal;
     }
   }
   while (!blocked && !decided && at < end && candidates.better[at] < equal) {
     const uint32_t candidate = candidates.better[at];
     const uint32_t state = __shfl_sync(WHOLE_WARP, writer ? state_of(decision, candidate) : 0, 0);
-    if (state == OPEN) {
-      blocked = true;
-    } else if (state == REMOVED) {
+    if (state == REMOVED) {
+      request = NOTHING;
       ++at;
+      continue;
+    }
+    Similarity similarity;
+    Outcome outcome = SIMILAR;
+    if (request == KNOWN_SIMILAR) {
+      similarity = {decision.part[document], decision.whole[document]};
     } else {
-      Similarity similarity;
-      const Outcome outcome = compare(candidate, document, measured, slot, &similarity);
-      if (outcome == UNMEASURED) {
-        blocked = true;
-        if (writer) {
-          requests[slot] = 1;
-          large_common[slot] = 0;
-          atomicAdd(request_count, 1u);
-        }
-      } else {
-        ++compared;
-        if (writer && measured) requests[slot] = 0;
-        measured = false;
-        if (outcome == SIMILAR) {
-          decided = true;
-          if (writer) settle(decision, document, candidate, similarity);
-        } else {
-          ++at;
-        }
+      outcome = compare(candidate, document, request == TO_MEASURE, slot, &similarity);
+    }
+    request = NOTHING;
+    if (outcome == UNLIKE) {
+      ++at;
+    } else if (outcome == UNMEASURED) {
+      blocked = true;
+      request = TO_MEASURE;
+      if (writer) {
+        large_common[slot] = 0;
+        atomicAdd(request_count, 1u);
+      }
+    } else if (state == KEPT) {
+      decided = true;
+      if (writer) settle(decision, document, candidate, similarity);
+    } else {
+      blocked = true;
+      request = KNOWN_SIMILAR;
+      if (writer) {
+        decision.part[document] = similarity.part;
+        decision.whole[document] = similarity.whole;
       }
     }
   }
   if (!writer) return;
   if (!blocked && !decided) settle(decision, document, equal, equal == NONE ? Similarity{0, 0} : Similarity{1, 1});
   candidates.cursor[slot] = at;
+  requests[slot] = request;
   waits[i] = blocked;
-  if (compared) atomicAdd(reinterpret_cast<unsigned long long*>(decision.compared), compared);
 }
 
 }  // namespace
@@ -184,11 +193,10 @@ extern "C" __global__ void __launch_bounds__(256)
                  const uint32_t* better, uint64_t* cursor, uint32_t has_equals, const uint32_t* previous_equal,
                  uint32_t* kept_equal, const uint64_t* set_address, const uint32_t* set_size, uint64_t threshold_ppm,
                  uint64_t reciprocal, uint32_t* requests, uint32_t* large_common, uint32_t* request_count,
-                 uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint64_t* compared,
-                 uint32_t* waits) {
+                 uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint32_t* waits) {
   advance(active, active_count, {low, begins, better, cursor}, {has_equals, previous_equal, kept_equal},
           CompareSets{{set_address, set_size}, {threshold_ppm, reciprocal}, large_common}, requests, large_common,
-          request_count, {state, keeper, part, whole, compared}, waits);
+          request_count, {state, keeper, part, whole}, waits);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -196,21 +204,19 @@ extern "C" __global__ void __launch_bounds__(256)
                   const uint32_t* better, uint64_t* cursor, uint32_t has_equals, const uint32_t* previous_equal,
                   uint32_t* kept_equal, const uint32_t* lanes, const uint32_t* documents, uint32_t lane_count,
                   uint64_t threshold_ppm, uint32_t* requests, uint32_t* large_common, uint32_t* request_count,
-                  uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint64_t* compared,
-                  uint32_t* waits) {
+                  uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint32_t* waits) {
   advance(active, active_count, {low, begins, better, cursor}, {has_equals, previous_equal, kept_equal},
           CompareLanes{lanes, documents, lane_count, threshold_ppm}, requests, large_common, request_count,
-          {state, keeper, part, whole, compared}, waits);
+          {state, keeper, part, whole}, waits);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     advance_unverified(const uint32_t* active, uint32_t active_count, uint32_t low, const uint64_t* begins,
                        const uint32_t* better, uint64_t* cursor, uint32_t has_equals, const uint32_t* previous_equal,
                        uint32_t* kept_equal, uint32_t* requests, uint32_t* large_common, uint32_t* request_count,
-                       uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint64_t* compared,
-                       uint32_t* waits) {
+                       uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint32_t* waits) {
   advance(active, active_count, {low, begins, better, cursor}, {has_equals, previous_equal, kept_equal},
-          CompareNothing{}, requests, large_common, request_count, {state, keeper, part, whole, compared}, waits);
+          CompareNothing{}, requests, large_common, request_count, {state, keeper, part, whole}, waits);
 }
 
 /// large_common[k] += what every thread finds of the intersection that document low + k waits for. Any grid; each pair
@@ -225,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(256)
   const uint64_t threads = static_cast<uint64_t>(gridDim.x) * blockDim.x;
   for (uint32_t i = 0; i < active_count; ++i) {
     const uint32_t slot = active[i] - low;
-    if (requests[slot] == 0) continue;
+    if (requests[slot] != TO_MEASURE) continue;
     uint32_t small = better[cursor[slot]], large = active[i];
     if (sets.size[small] > sets.size[large]) {
       small = large;
@@ -245,4 +251,21 @@ extern "C" __global__ void __launch_bounds__(256)
     }
     if ((threadIdx.x & 31) == 0 && common) atomicAdd(&large_common[slot], common);
   }
+}
+
+/// *compared += pairs that the decision of documents low .. low + count - 1 rests on: with each kept candidate down to
+/// the keeper. Which others a round compared depends on what it saw.
+extern "C" __global__ void __launch_bounds__(256)
+    count_compared(uint32_t low, uint32_t count, const uint64_t* begins, const uint32_t* better, const uint64_t* cursor,
+                   const uint32_t* state, const uint32_t* keeper, uint64_t* compared) {
+  const uint32_t slot = blockIdx.x * blockDim.x + threadIdx.x;
+  uint32_t pairs = 0;
+  if (slot < count) {
+    const uint64_t last = cursor[slot];
+    for (uint64_t at = begins[slot]; at < last; ++at) pairs += state[better[at]] == KEPT;
+    pairs += last < begins[slot + 1] && better[last] == keeper[low + slot];
+  }
+  for (uint32_t by = 16; by > 0; by /= 2) pairs += __shfl_down_sync(WHOLE_WARP, pairs, by);
+  if ((threadIdx.x & 31) == 0 && pairs)
+    atomicAdd(reinterpret_cast<unsigned long long*>(compared), static_cast<unsigned long long>(pairs));
 }

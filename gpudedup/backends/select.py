@@ -28,10 +28,12 @@ def _cuda_backend(params: Params) -> Backend | str:
     index = int(params.device.partition(":")[2] or 0)
     if (reason := detect(index).reason) is not None:
         return reason
-    from gpudedup.backends.cuda.backend import CudaBackend
+    from gpudedup.backends.cuda.backend import CudaBackend, try_out
     from gpudedup.backends.cuda.cupy_device import CupyDevice
 
     try:
-        return CudaBackend(params, CupyDevice(index), "a GPU was found" if params.device == "auto" else "as asked")
+        device = CupyDevice(index)
+        try_out(device)
+        return CudaBackend(params, device, "a GPU was found" if params.device == "auto" else "as asked")
     except DeviceError as error:
         return str(error)

@@ -22,7 +22,7 @@ from gpudedup.backends.cuda.match import DeviceBuckets
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
-from gpudedup.errors import DeviceMemoryError
+from gpudedup.errors import DeviceError, DeviceMemoryError
 from gpudedup.params import Params
 
 PIECE_BYTES = 64 << 20
@@ -157,6 +157,26 @@ class CudaBackend:
         device.upload(documents, rows, stream)
         stream.synchronize()
         return CompareLanes(every, rows, num_perm, threshold_ppm)
+
+
+def try_out(device: Device) -> None:
+    """A little of all that a run asks for, so that what is missing or broken shows before any work is done.
+
+    Raises DeviceError.
+    """
+    stream = device.stream()
+    numbers, sums, order = device.alloc(4, np.uint32), device.alloc(5, np.uint64), device.alloc(5, np.uint32)
+    counts = device.alloc(1, np.uint32)
+    device.for_each("count_up", 4, [np.uint32(1), numbers], stream)
+    device.scan(numbers, sums, stream)
+    device.argsort(sums, order, stream)
+    device.launch("count_shingles", 1, 32, [order[3:], np.uint32(1), np.uint32(1), counts], stream)  # of units 3 .. 4
+    found = np.zeros(5, np.uint64), np.zeros(1, np.uint32)
+    device.download(sums, found[0], stream)
+    device.download(counts, found[1], stream)
+    stream.synchronize()
+    if found[0].tolist() != [0, 1, 3, 6, 10] or found[1].tolist() != [1]:
+        raise DeviceError(f"{device.name} computes wrongly: prefix sums of 1, 2, 3, 4 came out as {found[0].tolist()}")
 
 
 def _request(batch: ToSign) -> Request:

@@ -273,9 +273,11 @@ class CupyDevice:
     def _on(self, stream: device.Stream, doing: str, args: Sequence[DeviceArray | Scalar]) -> Iterator[Any]:
         """Let CuPy queue its work in ``stream`` and take its memory from this device's pool."""
         assert isinstance(stream, CupyStream)
-        with self.current(doing), stream.handle, self.cupy.cuda.using_allocator(self._pool.malloc):
-            yield stream.handle
-        stream.keep(*(arg.owner for arg in args if isinstance(arg, DeviceArray)))
+        try:
+            with self.current(doing), stream.handle, self.cupy.cuda.using_allocator(self._pool.malloc):
+                yield stream.handle
+        finally:  # a part may have been queued before something failed
+            stream.keep(*(arg.owner for arg in args if isinstance(arg, DeviceArray)))
 
     def _array(self, array: DeviceArray) -> Any:
         memory = self.cupy.cuda.UnownedMemory(array.address, array.nbytes, array.owner, self.index)

@@ -8,8 +8,12 @@ from itertools import pairwise
 import numpy as np
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64
+from gpudedup.backends.base import I32, I64, U32, U64
 from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.errors import DeviceMemoryError
+
+LISTED_BLOCK = 1 << 16
+"""Documents whose candidates are listed at once for a user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class DeviceBuckets:
         workers: int,
     ) -> None:
         self.count = len(documents)
+        self._bands = bands
         self._device, self._stream, self._window, self._workers = device, stream, window, workers
         self._host_scopes, self._host_across = scopes, across
         self._scopes, self._across = self._column(scopes), self._column(across)
@@ -76,14 +81,31 @@ class DeviceBuckets:
         """The documents that share a bucket with another."""
         return self._shared
 
+    @property
+    def largest_block(self) -> int:
+        """Documents whose candidates can be listed at once: 2^31 of them, with repeats, as scans take no more."""
+        return max(1, (2**31 - 1) // (self._bands * 2 * self._window))
+
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
-        if first == last:
-            return np.zeros(0, np.uint32), np.zeros(0, np.uint32)
-        found = self.block(first, last, self._zeros(self.count))
-        begins = self._fetch(found.begins).astype(np.int64)
-        worse = np.repeat(np.arange(first, last, dtype=np.uint32), np.diff(begins))
-        return self._fetch(found.better[: found.count]), worse
+        betters, worses = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
+        none_removed = self._zeros(self.count)
+        low, size = first, min(self.largest_block, LISTED_BLOCK)
+        while low < last:
+            high = min(low + size, last)
+            try:
+                found = self.block(low, high, none_removed)
+                begins: I64 = self._fetch(found.begins).astype(np.int64)
+                better = self._fetch(found.better[: found.count])
+            except DeviceMemoryError:
+                if size == 1:
+                    raise
+                size //= 2
+                continue
+            betters.append(better)
+            worses.append(np.repeat(np.arange(low, high, dtype=np.uint32), begins[1:] - begins[:-1]))
+            low = high
+        return np.concatenate(betters), np.concatenate(worses)
 
     def block(self, low: int, high: int, state: DeviceArray) -> Candidates:
         """Candidates of documents low .. high - 1, without those that ``state`` (uint32[count]) says are removed.
@@ -91,7 +113,7 @@ class DeviceBuckets:
         Waits for the device twice, for their number with and without repeats.
         """
         device, stream, block = self._device, self._stream, high - low
-        bands = self._slots.size // max(1, self.count)
+        bands = self._bands
         where: list[DeviceArray | Scalar] = [
             np.uint32(low),
             np.uint32(block),

@@ -13,6 +13,9 @@ from gpudedup.errors import DeviceMemoryError
 
 THREADS = 256
 
+RESERVE_PART = 16
+"""Sets leave this part of the device's memory to those who compare them."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Block:
@@ -67,9 +70,10 @@ class DeviceSets:
     def on_host(self) -> _cpu.SetStore:
         """All sets in the host's store; the device's copies are given up."""
         self._full = True
+        all_sizes = self._fetch(self.size) if self._blocks else np.zeros(0, np.uint32)
         while self._blocks:
             block = self._blocks.pop()
-            values, sizes = self._fetch(block.values), self._fetch(self.size)[block.documents]
+            values, sizes = self._fetch(block.values), all_sizes[block.documents]
             offsets = np.empty(2 * len(sizes) + 1, np.int64)  # each set, then the gap after it
             offsets[0::2] = block.offsets
             offsets[1::2] = block.offsets[:-1] + sizes
@@ -79,6 +83,8 @@ class DeviceSets:
 
     def _add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
         device, stream, count = self._device, self._stream, len(numbers)
+        if device.free_bytes() < device.memory_bytes // RESERVE_PART:
+            raise DeviceMemoryError(f"{device.name} has no room left for shingle sets")
         first = offsets[rows].astype(np.uint64)
         ends = np.concatenate(([0], np.cumsum(offsets[rows + 1] - offsets[rows]))).astype(np.uint64)
         total = int(ends[-1])

@@ -11,7 +11,7 @@ from gpudedup.backends.base import NO_KEEPER, U32, U64
 from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
 from gpudedup.backends.cuda.match import Candidates, DeviceBuckets
 from gpudedup.backends.cuda.sets import DeviceSets
-from gpudedup.errors import DeviceError
+from gpudedup.errors import DeviceError, DeviceMemoryError
 
 FIRST_BLOCK, LARGEST_BLOCK = 1 << 12, 1 << 18
 """Documents in a block. The first ones are small: in a cluster of any size most members then meet only its keeper."""
@@ -102,11 +102,18 @@ class Keepers:
         stream.synchronize()
 
     def run(self) -> DeviceDecision:
-        low, size = 0, FIRST_BLOCK
+        low, size, most = 0, FIRST_BLOCK, min(LARGEST_BLOCK, self._buckets.largest_block)
         while low < self._buckets.count:
+            size = min(size, most)
             high = min(low + size, self._buckets.count)
-            self._decide(low, high)
-            low, size = high, min(2 * size, LARGEST_BLOCK)
+            try:
+                self._decide(low, high)
+            except DeviceMemoryError:
+                if size == 1:
+                    raise
+                most = size // 2  # what was decided of the block is decided again, in the same way
+                continue
+            low, size = high, 2 * size
         count = self._buckets.count
         keeper, part, whole, compared = (
             self._fetch(array) for array in (self._keeper, self._part, self._whole, self._compared)
@@ -144,6 +151,10 @@ class Keepers:
                 device.launch(
                     "measure_large", MEASURE_BLOCKS, 32 * WARPS, [*large, requests, request_count, common], stream
                 )
+        walked = [candidates.begins, candidates.better, cursor, self._state, self._keeper, self._compared]
+        threads = 32 * WARPS
+        counted: list[DeviceArray | Scalar] = [np.uint32(low), np.uint32(high - low), *walked]
+        device.launch("count_compared", -(-(high - low) // threads), threads, counted, stream)
 
     def _advance(
         self,
@@ -159,7 +170,7 @@ class Keepers:
         walk: list[DeviceArray | Scalar] = [active, np.uint32(active.size), np.uint32(low)]
         walk += [candidates.begins, candidates.better, cursor]
         equals: list[DeviceArray | Scalar] = [self._has_equals, self._previous_equal, self._kept_equal]
-        out = [self._state, self._keeper, self._part, self._whole, self._compared, waits]
+        out = [self._state, self._keeper, self._part, self._whole, waits]
         args = [*walk, *equals, *self._compare.args(), requests, common, request_count, *out]
         self._device.launch(self._compare.kernel, -(-active.size // WARPS), 32 * WARPS, args, self._stream)
 
