@@ -23,6 +23,7 @@ import pytest
 from reference import deduplicate as reference_deduplicate
 
 import gpudedup
+from gpudedup.audit import _first_difference
 from gpudedup.store import manifest as manifests
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -243,6 +244,7 @@ def changed(number: int, **values: Any) -> Callable[[list[dict[str, Any]]], Any]
         ({}, lambda rows: exact(rows).update(reason="near"), "is near, and their contents are equal"),
         ({}, lambda rows: rows[1].update(keeper_row=rows[0]["row"], cluster=rows[0]["row"]), "keeper is not kept"),
         ({}, lambda rows: swap(rows[0]), "does not rank better"),
+        ({}, lambda rows: empty_for_empty(rows), "removal of .*:9 for .*:7: the keeper does not rank better"),
         ({}, changed(0, row=10**6), "cannot be"),
         ({}, changed(0, row=-1), "cannot be"),
         ({}, changed(0, shard="elsewhere"), "cannot be"),
@@ -278,6 +280,12 @@ def swap(row: dict[str, Any]) -> None:
     row.update(row=row["keeper_row"], keeper_row=row["row"], cluster=row["row"])
 
 
+def empty_for_empty(rows: list[dict[str, Any]]) -> None:
+    """Row 9 for row 7, which have no words and equal content hashes."""
+    rows.append({**rows[0], "row": 9, "keeper_row": 7, "cluster": 7, "reason": "exact", "similarity": 1.0})
+    rows.sort(key=lambda row: row["row"])
+
+
 def nothing(row: dict[str, Any]) -> None:
     row.update(reason="empty", keeper_shard=None, keeper_row=None, cluster=None, similarity=None)
 
@@ -288,12 +296,28 @@ def other_source(rows: list[dict[str, Any]]) -> None:
         row["keeper_row"] = row["cluster"] = (row["keeper_row"] + 3 + step % 2) % 60
 
 
+def test_a_similarity_at_the_threshold_is_enough(tmp_path: Path) -> None:
+    """Three of four words: 3/4, exactly."""
+    pq.write_table(pa.table({"text": ["one two three four", "one two three"]}), tmp_path / "a.parquet")
+    options = {"shingle": "word:1", "threshold": 0.75, "bands": 128, "rows": 1}
+    run = gpudedup.run(tmp_path / "a.parquet", tmp_path / "out", **options)
+    assert run.removed["similarity"].to_pylist() == [0.75]
+    assert run.audit().problems == []
+
+
+def test_rows_that_one_side_lacks() -> None:
+    batch = pa.record_batch({"a": [1, 2, 3]})
+    assert _first_difference(iter([batch]), iter([batch.slice(0, 1), batch.slice(1)])) is None
+    assert _first_difference(iter([batch]), iter([batch.slice(0, 2)])) == "in length, from row 2 on"
+    assert _first_difference(iter([]), iter([batch])) == "in length, from row 0 on"
+
+
 def test_the_threshold_is_compared_in_integers(made: Any, tmp_path: Path) -> None:
     """A threshold just above a recorded similarity: one millionth decides (oracle: the reference's fraction)."""
     texts = corpus()["text"].to_pylist()
     least = min(r.similarity for r in reference_deduplicate([t or "" for t in texts]).removed if r.reason == "near")
     run = made()
-    for above, code in ((0, 0), (2, 4)):
+    for above, code in ((0, 0), (1, 4)):
         ppm = math.floor(least * 1_000_000) + above
 
         def change(manifest: dict[str, Any], ppm: int = ppm) -> None:
