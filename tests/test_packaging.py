@@ -189,6 +189,18 @@ struct Take {
   }
 };
 
+template <class Units>
+__host__ __device__ uint64_t units_of(const FoldTable& table, uint32_t code_point) {
+  Span span = join<Units>(empty_span(), Units::border());
+  fold_code_point(table, code_point, [&](uint32_t kind, uint32_t folded) {
+    span = join<Units>(span, Units::code_point(kind, utf8_size(folded)));
+  });
+  Place place = Units::after(span);
+  Units::take_border(place.gap);
+  Units::take(place.gap, KIND_JOINER, code_point, [&] { ++place.units; }, [&](uint32_t put) { place.bytes += put; });
+  return place.units + place.bytes;
+}
+
 __global__ void everything(FoldTable table, const uint8_t* text, int64_t size, uint8_t* bytes, uint32_t* start,
                            uint32_t* end, uint64_t* hashes, uint32_t* lanes, uint64_t* out) {
   for (int words = 0; words < 2; ++words) {
@@ -213,7 +225,8 @@ __global__ void everything(FoldTable table, const uint8_t* text, int64_t size, u
     }
     out[2] += band_key(3, hash_word(out[1]), lanes, 7);
     out[3] += in_window(1, out[0], 64) ? window_position(out[0], 64, 3) : window_size(out[0], 64);
-    out[4] += reaches(out[0], out[1], 800000) ? needed_intersection(out[0], out[1], 800000) : 0;
+    out[4] += units_of<Words>(table, lanes[0]) + units_of<Chars>(table, lanes[1]);
+    out[5] += reaches(out[0], out[1], 800000) ? needed_intersection(out[0], out[1], 800000) : 0;
   }
 }
 """
@@ -227,7 +240,7 @@ def test_the_kernel_calls_every_function() -> None:
     names = re.findall(r"^GPUDEDUP_HD \w+ (\w+)\(", "".join(core), re.MULTILINE)
     assert {"fold_code_point", "decode_utf8", "take_word", "take_char", "reaches"} <= set(names)
     for name in names:
-        assert len(re.findall(rf"\b{name}\(", "".join([KERNEL, *core]))) > 1, name
+        assert len(re.findall(rf"\b{name}(?:<\w+>)?\(", "".join([KERNEL, *core]))) > 1, name
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
