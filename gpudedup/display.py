@@ -325,7 +325,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("chance to compare", s_curve_line(summary.s_curve)),
         ("pairs compared", f"{summary.compared_pairs:,}"),
         ("bounded buckets", bounded),
-        ("device", f"{summary.device}, {summary.workers} workers; {summary.device_reason}"),
+        # Why, without the way out, which `gpudedup info` tells: a CPU is nothing to be mended.
+        ("device", f"{summary.device}, {summary.workers} workers; {summary.device_reason.partition('; ')[0]}"),
         ("seconds", "  ".join(f"{stage} {seconds:.2f}" for stage, seconds in summary.seconds.items())),
         ("in all", f"{total:.2f} s" + (f", {megabytes / total:,.1f} MB/s" if total > 0 else "")),
     ]
