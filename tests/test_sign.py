@@ -224,3 +224,30 @@ def test_shingles_over_tile_borders(n: int) -> None:
     assert_equals_reference(
         [" ".join(f"w{i % 977}" for i in range(9000))], shingle=f"word:{n}", num_perm=8, bands=1, rows=1
     )
+
+
+SINGLES = st.sampled_from("中説國ガあア。，、　・한éA7 \u3042\u3099\ufa0eﷺ𠀀\u0e01\ud7a3豈")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(SINGLES, max_size=60).map("".join), st.integers(0, 4), st.integers(0, 3), st.sampled_from(FOLDS))
+def test_stretches_of_singles_equal_reference(text: str, before: int, cut: int, fold: str) -> None:
+    """Three-byte singles and separators in a row, after a word that is still open, and cut off inside the last one."""
+    raw = ("ab" * before + text).encode()
+    assert_equals_reference([raw[: len(raw) - cut], raw], shingle="word:2", fold=fold, num_perm=8, bands=1, rows=1)
+
+
+def test_ill_formed_three_byte_sequences_between_singles() -> None:
+    """Overlong forms, surrogates, a wrong second or third byte, and texts that end one, two or three bytes early."""
+    odd = [
+        b"\xe0\x80\x80",
+        b"\xe0\x9f\xbf",
+        b"\xed\xa0\x80",
+        b"\xed\xbf\xbf",
+        b"\xe4\x41\xad",
+        b"\xe4\xb8\x41",
+        b"\xe4\xb8",
+    ]
+    texts = [b"\xe4\xb8\xad" * 3 + piece + b"\xe6\x96\x87" * 3 for piece in odd]
+    texts += [text[:-cut] for text in texts for cut in (1, 2, 3)]
+    assert_equals_reference(texts, shingle="word:1", num_perm=8, bands=1, rows=1)  # type: ignore[arg-type]

@@ -31,12 +31,47 @@ inline const uint8_t* take_code_point(const FoldTable& table, const uint8_t* at,
   return at;
 }
 
+/// Takes what most of a text in Han, Kana or Thai is made of, for as long as it lasts: code points of three bytes that
+/// separate or fold to one single of three bytes. Returns where it stopped.
+inline const uint8_t* take_singles(const FoldTable& table, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+                                   UnitBuffer& units) {
+  uint32_t count = units.count + (units.run != 0), used = units.used;  // an open unit ends before the first
+  const uint8_t* first = at;
+  while (at < stop && end - at >= 4) {  // bytes are read and written four at a time
+    uint32_t word;
+    memcpy(&word, at, 4);
+    uint32_t code_point = (word & 0xF) << 12 | (word >> 8 & 0x3F) << 6 | (word >> 16 & 0x3F);
+    bool well_formed = (word & 0xC0C0F0) == 0x8080E0 && code_point >= 0x800 && (code_point & 0xF800) != 0xD800;
+    if (!well_formed) break;
+    uint32_t entry = fold_entry(table, code_point);
+    uint32_t folded = (code_point + (entry & PAYLOAD_MASK)) & PAYLOAD_MASK;
+    uint32_t kind = entry >> KIND_SHIFT;
+    bool single = kind == KIND_SINGLE && folded >= 0x800 && folded < 0x10000;
+    if (!single && kind != KIND_SEPARATOR) break;
+    if (at == first) close_unit(units);
+    at += 3;
+    if (!single) continue;
+    word = 0x8080E0 | folded >> 12 | (folded >> 6 & 0x3F) << 8 | (folded & 0x3F) << 16;
+    memcpy(units.bytes + used, &word, 4);
+    units.start[count] = used;
+    used += 3;
+    units.end[count++] = used;
+  }
+  if (at != first) {
+    units.count = count;
+    units.used = used;
+  }
+  return at;
+}
+
 /// Reads code points from `at` while they start before `stop`; the text ends at `end`. Returns where it stopped.
 const uint8_t* find_words(const FoldTable& table, bool lower, const uint8_t* at, const uint8_t* stop,
                           const uint8_t* end, UnitBuffer& units) {
   while (at < stop) {
     if (*at >= 0x80) {
-      at = take_code_point<true>(table, at, end, units);
+      const uint8_t* before = at;
+      at = take_singles(table, at, stop, end, units);
+      if (at == before) at = take_code_point<true>(table, at, end, units);
       continue;
     }
     uint32_t count = stop - at < BLOCK_BYTES ? static_cast<uint32_t>(stop - at) : BLOCK_BYTES;
