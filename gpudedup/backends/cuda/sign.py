@@ -243,11 +243,13 @@ class Signer:
                 piece = self._cut(todo) if begin else flight.popleft()
                 try:
                     if begin:
-                        self._begin(piece, slots[0])
+                        with self._device.range("sign"):
+                            self._begin(piece, slots[0])
                         slots.rotate(-1)
                         flight.append(piece)
                         continue
-                    self._finish(piece, slots[-1 - len(flight)])
+                    with self._device.range("signed"):
+                        self._finish(piece, slots[-1 - len(flight)])
                 except DeviceMemoryError as error:
                     if piece.count <= 1 and alone:
                         raise DeviceMemoryError(f"a document of {piece.size * self._width} bytes: {error}") from None
