@@ -63,7 +63,7 @@ def bench_sign(benchmark: Any, text: tuple[str, pa.Array, list[pa.Array]], keep:
         nonlocal units, documents
         units = documents = 0
         began, cpu = time.perf_counter(), time.process_time()
-        for signed in backend.sign(ToSign(batch, band_keys=True, shingles=keep) for batch in batches):
+        for signed in backend.sign(ToSign(batch, lanes=True, shingles=keep) for batch in batches):
             units += int(signed.unit_count.sum())
             documents += len(signed.unit_count)
         rounds.append((time.perf_counter() - began, time.process_time() - cpu))
