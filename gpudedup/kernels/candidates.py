@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gpudedup.kernels.buckets import NO_SLOT
+
 NO_PAIR = 0xFFFFFFFFFFFFFFFF
 REMOVED = 2
 """In ``state``, as in csrc/cuda/decide.cu."""
@@ -33,7 +35,7 @@ def count_window(
     band = i // np.int64(block)
     document = np.int64(low) + i - band * np.int64(block)
     slot = np.int64(slots[band * np.int64(count) + document])
-    if slot == 0xFFFFFFFF:
+    if slot == NO_SLOT:
         sizes[i] = 0
         return
     bucket = np.int64(bucket_of[np.int64(base[band]) + slot])

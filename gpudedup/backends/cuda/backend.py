@@ -29,7 +29,7 @@ PIECE_BYTES = 64 << 20
 """Of text at once on the device: kernels of 100 microseconds and more, and three pieces in little pinned memory."""
 
 PIECE_SHARE = 64
-"""A piece takes up to some 16 times its bytes beside it, and three are under way: at most this part of free memory."""
+"""Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
 
 
 class CudaBackend:

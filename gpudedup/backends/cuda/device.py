@@ -116,3 +116,25 @@ class Device(Protocol):
 
     def scan(self, values: DeviceArray, sums: DeviceArray, stream: Stream) -> None:
         """Exclusive prefix sums: sums uint64[n + 1] of values uint32[n], the total last."""
+
+
+def sent(device: Device, values: HostArray, stream: Stream) -> DeviceArray:
+    """A copy on the device; ``values`` stay as they are until the stream has passed it. Raises DeviceMemoryError."""
+    array = device.alloc(len(values), values.dtype)
+    device.upload(values, array, stream)
+    return array
+
+
+def fetched(device: Device, array: DeviceArray, stream: Stream) -> HostArray:
+    """A copy on the host. Waits for the stream."""
+    values = np.empty(array.size, array.dtype)
+    device.download(array, values, stream)
+    stream.synchronize()
+    return values
+
+
+def filled(device: Device, size: int, dtype: npt.DTypeLike, byte: int, stream: Stream) -> DeviceArray:
+    """Memory of which every byte is ``byte``. Raises DeviceMemoryError."""
+    array = device.alloc(size, dtype)
+    device.fill(array, byte, stream)
+    return array

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U32, U64
-from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream, fetched, filled, sent
 from gpudedup.errors import DeviceMemoryError
 
 LISTED_BLOCK = 1 << 16
@@ -61,9 +61,8 @@ class DeviceBuckets:
         self._device, self._stream, self._window, self._workers = device, stream, window, workers
         self._host_scopes, self._host_across = scopes, across
         self._scopes, self._across = self._column(scopes), self._column(across)
-        self._slots = device.alloc(max(1, bands * self.count), np.uint32)
-        device.fill(self._slots, 0xFF, stream)
-        self._bounded = self._zeros(self.count)
+        self._slots = filled(device, bands * self.count, np.uint32, 0xFF, stream)  # NO_SLOT
+        self._bounded = filled(device, self.count, np.uint32, 0, stream)
         parts = list(self._sort(band_keys, documents, bands)) if self.count else []
         self._lengths = [part.lengths for part in parts]
         self._join(parts)
@@ -73,7 +72,7 @@ class DeviceBuckets:
         self.longest = int(lengths.max(initial=min(self.count, 1)))  # documents without company have a bucket each
         self.bounded_documents = self._scan(self._bounded)[1] if self.bounded_buckets else 0
         del self._bounded
-        marks = self._zeros(self.count)
+        marks = filled(device, self.count, np.uint32, 0, stream)
         device.for_each("mark_members", self._members.size, [self._members, marks], stream)
         self._shared = np.flatnonzero(self._fetch(marks[: self.count])).astype(np.uint32)
 
@@ -89,7 +88,7 @@ class DeviceBuckets:
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
         betters, worses = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
-        none_removed = self._zeros(self.count)
+        none_removed = filled(self._device, self.count, np.uint32, 0, self._stream)
         low, size = first, min(self.largest_block, LISTED_BLOCK)
         while low < last:
             high = min(low + size, last)
@@ -199,7 +198,7 @@ class DeviceBuckets:
         """All bands one after another, with where each begins."""
         slots = np.cumsum([0, *(part.members.size for part in parts)]).astype(np.uint64)
         buckets = np.cumsum([0, *(part.first_slot.size for part in parts)]).astype(np.uint64)
-        self._base, self._bucket_base = self._sent(slots), self._sent(buckets)
+        self._base, self._bucket_base = self._kept(slots), self._kept(buckets)
         self._members, self._bucket_of = (self._device.alloc(max(1, int(slots[-1])), np.uint32) for _ in range(2))
         self._first_slot = self._device.alloc(max(1, int(buckets[-1])), np.uint32)
         for part, slot, bucket in zip(parts, slots.tolist(), buckets.tolist(), strict=False):
@@ -212,18 +211,13 @@ class DeviceBuckets:
     def _copy(self, source: DeviceArray, target: DeviceArray) -> None:
         self._device.for_each("copy_values", source.size, [source, target], self._stream)
 
-    def _zeros(self, count: int) -> DeviceArray:
-        zeros = self._device.alloc(max(1, count), np.uint32)
-        self._device.fill(zeros, 0, self._stream)
-        return zeros
-
     def _column(self, values: I32 | None) -> DeviceArray:
-        return self._sent(np.zeros(1, np.int32) if values is None else np.ascontiguousarray(values, np.int32))
+        return self._kept(np.zeros(1, np.int32) if values is None else np.ascontiguousarray(values, np.int32))
 
-    def _sent(self, values: HostArray) -> DeviceArray:
-        array = self._device.alloc(max(1, len(values)), values.dtype)
-        self._device.upload(values, array, self._stream)
-        self._stream.synchronize()  # values may go
+    def _kept(self, values: HostArray) -> DeviceArray:
+        """A copy on the device; the values may go."""
+        array = sent(self._device, values, self._stream)
+        self._stream.synchronize()
         return array
 
     def _scan(self, values: DeviceArray) -> tuple[DeviceArray, int]:
@@ -233,7 +227,4 @@ class DeviceBuckets:
         return sums, int(self._fetch(sums[values.size :])[0])
 
     def _fetch(self, array: DeviceArray) -> HostArray:
-        host = np.empty(array.size, array.dtype)
-        self._device.download(array, host, self._stream)
-        self._stream.synchronize()
-        return host
+        return fetched(self._device, array, self._stream)

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, U64
-from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.backends.cuda.device import Device, DeviceArray, Scalar, Stream, fetched, filled, sent
 from gpudedup.errors import DeviceMemoryError
 
 THREADS = 256
@@ -36,10 +36,8 @@ class DeviceSets:
         self._full = False
         self._blocks: list[_Block] = []
         self._present = np.zeros(count, bool)
-        self.address = device.alloc(max(1, count), np.uint64)
-        self.size = device.alloc(max(1, count), np.uint32)
-        device.fill(self.address, 0, stream)
-        device.fill(self.size, 0, stream)
+        self.address = filled(device, max(1, count), np.uint64, 0, stream)
+        self.size = filled(device, max(1, count), np.uint32, 0, stream)
 
     @property
     def bytes_in_memory(self) -> int:
@@ -70,10 +68,10 @@ class DeviceSets:
     def on_host(self) -> _cpu.SetStore:
         """All sets in the host's store; the device's copies are given up."""
         self._full = True
-        all_sizes = self._fetch(self.size) if self._blocks else np.zeros(0, np.uint32)
+        all_sizes = fetched(self._device, self.size, self._stream) if self._blocks else np.zeros(0, np.uint32)
         while self._blocks:
             block = self._blocks.pop()
-            values, sizes = self._fetch(block.values), all_sizes[block.documents]
+            values, sizes = fetched(self._device, block.values, self._stream), all_sizes[block.documents]
             offsets = np.empty(2 * len(sizes) + 1, np.int64)  # each set, then the gap after it
             offsets[0::2] = block.offsets
             offsets[1::2] = block.offsets[:-1] + sizes
@@ -90,13 +88,13 @@ class DeviceSets:
         total = int(ends[-1])
         # Only the stretch of the batch that the rows lie in.
         low, high = (int(first.min()), int(offsets[rows + 1].max())) if count else (0, 0)
-        sent = (hashes[low:high], first - np.uint64(low), ends, numbers)
-        on_device, first_place, places, documents = (self._sent(values) for values in sent)
+        chosen = (hashes[low:high], first - np.uint64(low), ends, numbers)
+        on_device, first_place, places, documents = (sent(device, values, stream) for values in chosen)
         keys, values = device.alloc(total, np.uint64), device.alloc(total, np.uint32)
         distinct, before = device.alloc(total, np.uint32), device.alloc(total + 1, np.uint64)
         blocks, size = -(-total // THREADS), np.uint64(total)
-        chosen: list[DeviceArray | Scalar] = [on_device, first_place, places, np.uint32(count), keys]
-        device.launch("key_hashes", blocks, THREADS, chosen, stream)
+        keying: list[DeviceArray | Scalar] = [on_device, first_place, places, np.uint32(count), keys]
+        device.launch("key_hashes", blocks, THREADS, keying, stream)
         device.sort(keys, stream)
         device.launch("mark_distinct", blocks, THREADS, [keys, size, distinct], stream)
         device.scan(distinct, before, stream)
@@ -113,14 +111,3 @@ class DeviceSets:
         device.launch("enter_sets", -(-count // THREADS), THREADS, table, stream)
         stream.synchronize()  # what was sent may go
         self._blocks.append(_Block(values, numbers.copy(), ends))
-
-    def _sent(self, values: HostArray) -> DeviceArray:
-        array = self._device.alloc(len(values), values.dtype)
-        self._device.upload(values, array, self._stream)
-        return array
-
-    def _fetch(self, array: DeviceArray) -> HostArray:
-        host = np.empty(array.size, array.dtype)
-        self._device.download(array, host, self._stream)
-        self._stream.synchronize()
-        return host

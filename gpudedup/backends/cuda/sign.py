@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U8, U32, U64, Shingles, SignedBatch
-from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Scalar
+from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Scalar, sent
 from gpudedup.errors import DeviceMemoryError
 from gpudedup.params import Params, parse_shingle
 
@@ -206,8 +206,7 @@ class Signer:
             )
 
     def _constant(self, values: HostArray) -> DeviceArray:
-        array = self._device.alloc(len(values), values.dtype)
-        self._device.upload(values, array, self._up)
+        array = sent(self._device, values, self._up)
         self._up.synchronize()
         return array
 

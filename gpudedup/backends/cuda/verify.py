@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gpudedup.backends.base import NO_KEEPER, U32, U64
-from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream
+from gpudedup.backends.cuda.device import Device, DeviceArray, Scalar, Stream, fetched, filled, sent
 from gpudedup.backends.cuda.match import Candidates, DeviceBuckets
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.errors import DeviceError, DeviceMemoryError
@@ -91,14 +91,13 @@ class Keepers:
     ) -> None:
         self._device, self._stream, self._buckets, self._compare = device, stream, buckets, compare
         count = max(1, buckets.count)
-        self._state, self._keeper = self._filled(count, np.uint32, 0), self._filled(count, np.uint32, 0xFF)
-        self._part, self._whole = self._filled(count, np.uint64, 0), self._filled(count, np.uint64, 0)
-        self._compared = self._filled(1, np.uint64, 0)
-        self._kept_equal = self._filled(count, np.uint32, 0xFF)
+        self._state, self._keeper = (filled(device, count, np.uint32, byte, stream) for byte in (0, 0xFF))
+        self._part, self._whole = (filled(device, count, np.uint64, 0, stream) for _ in range(2))
+        self._compared = filled(device, 1, np.uint64, 0, stream)
+        self._kept_equal = filled(device, count, np.uint32, 0xFF, stream)
         self._has_equals = np.uint32(leader is not None)
         previous = np.full(count, NO_KEEPER, np.uint32) if leader is None else previous_of_equal(leader)
-        self._previous_equal = device.alloc(len(previous), np.uint32)
-        device.upload(previous, self._previous_equal, stream)
+        self._previous_equal = sent(device, previous, stream)
         stream.synchronize()
 
     def run(self) -> DeviceDecision:
@@ -116,7 +115,8 @@ class Keepers:
             low, size = high, 2 * size
         count = self._buckets.count
         keeper, part, whole, compared = (
-            self._fetch(array) for array in (self._keeper, self._part, self._whole, self._compared)
+            fetched(self._device, array, self._stream)
+            for array in (self._keeper, self._part, self._whole, self._compared)
         )
         return DeviceDecision(keeper[:count], part[:count], whole[:count], int(compared[0]))
 
@@ -129,7 +129,7 @@ class Keepers:
         before = device.alloc(count + 1, np.uint64)
         cursor = device.alloc(count, np.uint64)
         device.for_each("copy_values", count, [candidates.begins, cursor], stream)
-        requests = self._filled(count, np.uint32, 0)
+        requests = filled(device, count, np.uint32, 0, stream)
         common = device.alloc(count, np.uint32)
         request_count = device.alloc(1, np.uint32)
         while count:
@@ -139,8 +139,8 @@ class Keepers:
             args: list[DeviceArray | Scalar] = [active, waits, before, waiting]
             device.for_each("place_waiting", count, args, stream)
             active, waiting = waiting, active
-            left = int(self._fetch(before[count : count + 1])[0])
-            if left == count and not int(self._fetch(request_count)[0]):
+            left = int(fetched(device, before[count : count + 1], stream)[0])
+            if left == count and not int(fetched(device, request_count, stream)[0]):
                 raise DeviceError(
                     f"{device.name} decided none of {count} documents in a round; do not trust this device"
                 )
@@ -173,17 +173,6 @@ class Keepers:
         out = [self._state, self._keeper, self._part, self._whole, waits]
         args = [*walk, *equals, *self._compare.args(), requests, common, request_count, *out]
         self._device.launch(self._compare.kernel, -(-active.size // WARPS), 32 * WARPS, args, self._stream)
-
-    def _filled(self, count: int, dtype: type, byte: int) -> DeviceArray:
-        array = self._device.alloc(count, dtype)
-        self._device.fill(array, byte, self._stream)
-        return array
-
-    def _fetch(self, array: DeviceArray) -> HostArray:
-        host = np.empty(array.size, array.dtype)
-        self._device.download(array, host, self._stream)
-        self._stream.synchronize()
-        return host
 
 
 def previous_of_equal(leader: U32) -> U32:
