@@ -372,6 +372,8 @@ def test_blocks_are_halved_until_they_fit(tmp_path: Path) -> None:
     buckets.candidates(0, count)
     assert plenty.counters.peak_bytes > 700 << 10
     assert fitted >= 5
+    plenty.memory_bytes = plenty.used_bytes  # not even for one document
+    assert pairs(buckets.candidates(0, count)) == sorted(candidates)
 
 
 def test_what_moves_to_the_host_comes_down_once(tmp_path: Path) -> None:

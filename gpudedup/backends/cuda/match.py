@@ -88,17 +88,17 @@ class DeviceBuckets:
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
         betters, worses = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
-        none_removed = filled(self._device, self.count, np.uint32, 0, self._stream)
         low, size = first, min(self.largest_block, LISTED_BLOCK)
         while low < last:
             high = min(low + size, last)
             try:
+                none_removed = filled(self._device, self.count, np.uint32, 0, self._stream)
                 found = self.block(low, high, none_removed)
                 begins: I64 = self._fetch(found.begins).astype(np.int64)
                 better = self._fetch(found.better[: found.count])
             except DeviceMemoryError:
                 if size == 1:
-                    raise
+                    return self.on_host().candidates(first, last)
                 size //= 2
                 continue
             betters.append(better)
