@@ -388,6 +388,8 @@ def _source_bytes(value: Any) -> bytes | None:
 
 @dataclass(frozen=True)
 class Removal:
+    """keeper_row and cluster: a row, or -1 - p for position p of ``against``."""
+
     row: int
     reason: str  # exact | near | empty
     keeper_row: int | None
@@ -397,7 +399,7 @@ class Removal:
 
 @dataclass
 class Result:
-    """Decisions at one threshold. candidates: (better row, worse row) of representatives."""
+    """Decisions at one threshold. candidates: (better row, worse row) of representatives; as in ``Removal``."""
 
     removed: list[Removal]
     keep_mask: list[bool]
@@ -435,7 +437,11 @@ def deduplicate(
     bucket_window: int = 64,
     clustering: str = "keepers",
     drop_empty: bool = False,
+    against: Sequence[Document] = (),
+    against_within: Sequence[Any] | None = None,
+    against_across: Sequence[Any] | None = None,
 ) -> Result:
+    """``against``: the kept documents of earlier runs, by run and then by their rank there."""
     if verify not in ("exact", "signature", "none"):
         raise ValueError(f"verify must be exact, signature or none, not {verify!r}")
     if clustering not in ("keepers", "components"):
@@ -450,18 +456,26 @@ def deduplicate(
 
     _, n = parse_shingle(shingle)
     documents = range(len(texts))
-    unit_lists = [units(text, shingle, fold) for text in texts]
-    sets = [shingle_hashes(u, n) for u in unit_lists]
-    lanes = [signature(s, num_perm, seed) for s in sets]
-    within_of = list(within) if within is not None else [None] * len(texts)
-    across_of = list(across) if across is not None else [None] * len(texts)
-    for value in within_of + across_of:
-        scope_key(value)  # refuses floats
-    order = rank_order(keep, [len(u) for u in unit_lists], keep_values)
+    earlier = [-1 - position for position in range(len(against))]  # they are named so wherever a row is named
+    rows_of_all = [*earlier, *documents]
+    unit_lists = {row: units(text, shingle, fold) for row, text in zip(rows_of_all, [*against, *texts], strict=True)}
+    sets = {row: shingle_hashes(u, n) for row, u in unit_lists.items()}
+    lanes = {row: signature(s, num_perm, seed) for row, s in sets.items()}
+
+    def scope_values(earlier_values: Sequence[Any] | None, values: Sequence[Any] | None) -> dict[int, Any]:
+        first = earlier_values if earlier_values is not None else [None] * len(against)
+        last = values if values is not None else [None] * len(texts)
+        for value in [*first, *last]:
+            scope_key(value)  # refuses floats
+        return dict(zip(rows_of_all, [*first, *last], strict=True))
+
+    within_of = scope_values(against_within, within)
+    across_of = scope_values(against_across, across)
+    order = [*earlier, *rank_order(keep, [len(unit_lists[row]) for row in documents], keep_values)]
     rank = {row: position for position, row in enumerate(order)}
 
     # 6: the best-ranked document of each content, within and across value represents the others
-    contents = [content(u) for u in unit_lists]
+    contents = {row: content(u) for row, u in unit_lists.items()}
     representative_of: dict[int, int] = {}
     first_seen: dict[Any, int] = {}
     for row in order:
@@ -494,6 +508,9 @@ def deduplicate(
         for same in of_content.values():
             candidates.update(itertools.combinations(same, 2))
 
+    # 12: documents of earlier runs are not compared with each other
+    candidates = {(better, worse) for better, worse in candidates if worse not in earlier}
+
     # 9: similarity
     def fraction(better: int, worse: int) -> tuple[int, int]:
         if equal_content(better, worse):
@@ -513,7 +530,8 @@ def deduplicate(
         ppm = threshold_ppm(t)
         pairs = {pair for pair in candidates if verify == "none" or similar(*fraction(*pair), ppm)}
         choose = choose_keepers if clustering == "keepers" else choose_components
-        keeper_of = choose(representatives, pairs, rank)
+        chosen = choose(representatives, pairs, rank)
+        keeper_of = {row: keeper for row, keeper in chosen.items() if row not in earlier}  # 12: those stay
         removed = []
         for row in documents:
             if not unit_lists[row]:

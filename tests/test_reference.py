@@ -325,3 +325,204 @@ def test_at_refuses_a_lower_threshold() -> None:
         ref.threshold_ppm(1e-7)
     with pytest.raises(TypeError, match="floating"):
         ref.deduplicate(["a", "b"], within=[0.5, None])
+
+
+# ----------------------------------------------------------------------------------------------------------- against
+
+SOME_DOCUMENTS = st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=9)
+EVERY_LANE: dict[str, Any] = {"shingle": "tokens:2", "num_perm": 16, "bands": 16, "rows": 1, "bucket_window": 1000}
+
+
+def kept_rows(result: ref.Result) -> list[int]:
+    return [row for row, keep in enumerate(result.keep_mask) if keep]
+
+
+def decisions(result: ref.Result) -> list[tuple[int, str, int | None, float | None]]:
+    return [(r.row, r.reason, r.keeper_row, r.similarity) for r in result.removed]
+
+
+@given(SOME_DOCUMENTS, SOME_DOCUMENTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from(["exact", "signature"]))
+@settings(max_examples=200, deadline=None)
+def test_against_is_by_definition(
+    earlier: list[list[int]], documents: list[list[int]], threshold: float, verify: str
+) -> None:
+    """All of ``earlier`` stay, however alike; a document goes iff it is similar to one of them or to a kept one."""
+    result = ref.deduplicate(documents, against=earlier, threshold=threshold, verify=verify, **EVERY_LANE)
+    everyone = {-1 - p: d for p, d in enumerate(earlier)} | dict(enumerate(documents))
+    sets = {row: ref.shingle_hashes(d, 2) for row, d in everyone.items()}
+    lanes = {row: ref.signature(s, 16, 0) for row, s in sets.items()}
+
+    def similarity(left: int, right: int) -> float:
+        equal = sum(x == y for x, y in zip(lanes[left], lanes[right], strict=True))
+        if not equal or everyone[left] == everyone[right]:
+            return float(equal > 0)
+        return equal / 16 if verify == "signature" else len(sets[left] & sets[right]) / len(sets[left] | sets[right])
+
+    stay = [row for row in everyone if row < 0 and everyone[row]]
+    expected = []
+    for row, document in enumerate(documents):
+        if not document:
+            continue
+        # A copy goes with the best of its content, even where a better-ranked one of other content is similar to both.
+        same = [other for other in everyone if other < row and everyone[other] == document]
+        alike = [k for k in stay if similarity(k, row) >= threshold]
+        if same and same[0] in stay:
+            expected.append((row, "exact", same[0], 1.0))
+        elif alike:
+            expected.append((row, "near", alike[0], similarity(alike[0], row)))
+        else:
+            stay.append(row)
+    assert decisions(result) == expected
+    assert all(r.cluster == r.keeper_row for r in result.removed)
+    gone = {row for row, *_ in expected}
+    assert result.keep_mask == [row not in gone for row in range(len(documents))]
+
+
+def halves(
+    first: list[Any], second: list[Any], keep: str = "first", split: bool = False, **options: Any
+) -> tuple[ref.Result, ref.Result, list[int]]:
+    """A run over ``first``, one over ``second`` against it, and the rows kept of the first in rank order.
+
+    With ``split`` each even document is of one `across` value and each odd one of the other.
+    """
+    sides = [[i % 2 for i in range(len(half))] if split else None for half in (first, second)]
+    before = ref.deduplicate(first, across=sides[0], keep=keep, **options)
+    order = ref.rank_order(keep, [len(ref.units(d, options["shingle"])) for d in first], None)
+    kept = [row for row in order if before.keep_mask[row]]
+    after = ref.deduplicate(
+        second,
+        across=sides[1],
+        against=[first[row] for row in kept],
+        against_across=[sides[0][row] for row in kept] if sides[0] is not None else None,
+        keep=keep,
+        **options,
+    )
+    return before, after, kept
+
+
+@given(
+    SOME_DOCUMENTS,
+    SOME_DOCUMENTS,
+    st.sampled_from([0.3, 0.6, 1.0]),
+    st.sampled_from(["exact", "signature", "none"]),
+    st.booleans(),
+)
+@settings(max_examples=300, deadline=None)
+def test_two_halves_in_turn_are_one_run(
+    first: list[list[int]], second: list[list[int]], threshold: float, verify: str, split: bool
+) -> None:
+    """True for keepers, keep="first" and buckets that are not bounded.
+
+    What becomes of a document then depends on the kept ones before it alone. Documents of the first half that were
+    removed matter to later ones of equal content, which share their fate in one run: but such a one has the same
+    similar candidates, all of those before the removed one among them, so its keeper is the same. In bounded buckets
+    removed documents count for positions, in components they connect, and under another `keep` a document of the
+    second half may rank before one of the first.
+    """
+    options: dict[str, Any] = {"threshold": threshold, "verify": verify, **EVERY_LANE}
+    before, after, kept = halves(first, second, split=split, **options)
+    place = {-1 - p: row for p, row in enumerate(kept)} | {r: r + len(first) for r in range(len(second))}
+    sides = [i % 2 for i in range(len(first))] + [i % 2 for i in range(len(second))] if split else None
+    whole = ref.deduplicate([*first, *second], across=sides, **options)
+    moved = [
+        (place[row], reason, None if keeper is None else place[keeper], similarity)
+        for row, reason, keeper, similarity in decisions(after)
+    ]
+    assert decisions(before) + moved == decisions(whole)
+    assert before.keep_mask + after.keep_mask == whole.keep_mask
+
+
+@given(
+    SOME_DOCUMENTS,
+    SOME_DOCUMENTS,
+    st.sampled_from([0.3, 0.6, 1.0]),
+    st.sampled_from(["first", "longest"]),
+    st.sampled_from(["keepers", "components"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_against_is_the_plain_decision_over_kept_ones_first(
+    first: list[list[int]], second: list[list[int]], threshold: float, keep: str, clustering: str
+) -> None:
+    """What an earlier run kept is an independent set, so ranking it first is all that is needed; in components those
+    that documents of the second half connect stay."""
+    options: dict[str, Any] = {"threshold": threshold, "clustering": clustering, **EVERY_LANE}
+    _, after, kept = halves(first, second, keep=keep, **options)
+    better = list(range(len(kept)))
+    order = ref.rank_order(keep, [len(d) for d in second], None)
+    values = better + [len(kept) + order.index(row) for row in range(len(second))]
+    everyone = [*(first[row] for row in kept), *second]
+    whole = ref.deduplicate(everyone, keep="min:place", keep_values=values, **options)
+    place = {-1 - p: p for p in better} | {row: row + len(kept) for row in range(len(second))}
+    moved = [
+        (place[row], reason, None if keeper is None else place[keeper], similarity)
+        for row, reason, keeper, similarity in decisions(after)
+    ]
+    of_second = [decision for decision in decisions(whole) if decision[0] >= len(kept)]
+    if clustering == "keepers":
+        assert of_second == decisions(whole)
+        assert moved == of_second
+    else:  # a copy of a kept one that was connected has that one as its keeper
+        assert [d for d in moved if d[1] == "near"] == [d for d in of_second if d[1] == "near"]
+        assert [d[0] for d in moved] == [d[0] for d in of_second]
+        assert after.keep_mask == whole.keep_mask[len(kept) :]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 64])
+def test_against_counts_for_positions(window: int) -> None:
+    """Permutations of one set: one bucket, and every document of its own content."""
+    orders = list(itertools.permutations(range(4)))[:18]
+    sides = [i % 3 for i in range(18)]
+    for across in (False, True):
+        result = ref.deduplicate(
+            orders[7:],
+            against=orders[:7],
+            across=sides[7:] if across else None,
+            against_across=sides[:7] if across else None,
+            shingle="tokens:1",
+            bucket_window=window,
+            num_perm=16,
+            bands=1,
+            rows=16,
+        )
+        rows = [-1 - p for p in range(7)] + list(range(11))
+        expected = {
+            (rows[p], rows[q])
+            for q in range(7, 18)
+            for p in range(q)
+            if (p < window or q - p <= window) and not (across and sides[p] == sides[q])
+        }
+        assert result.candidates == expected
+        bounded = (1, 18) if 2 * window + 1 < 18 else (0, 0)
+        assert result.bounded == (*bounded, 18)
+
+
+def test_copies_of_documents_of_earlier_runs() -> None:
+    a, b, c = "a b c d e f", "g h i j k l", "m n o p q r"
+    result = ref.deduplicate([a, b, a.upper(), c, c], against=[b, a, a, ""])
+    assert decisions(result) == [
+        (0, "exact", -2, 1.0),
+        (1, "exact", -1, 1.0),
+        (2, "exact", -2, 1.0),
+        (4, "exact", 3, 1.0),
+    ]
+    # Under across, a copy of equal value stays with its representative, and one of another value goes.
+    result = ref.deduplicate([a, a, b], across=["x", "y", "y"], against=[a], against_across=["x"])
+    assert decisions(result) == [(1, "exact", -1, 1.0)]
+    # Within a value only.
+    result = ref.deduplicate([a, a], within=["x", "y"], against=[a], against_within=["y"])
+    assert decisions(result) == [(1, "exact", -1, 1.0)]
+
+
+def test_components_connect_earlier_documents_and_leave_them() -> None:
+    """The chain of the specification: 0 and 2 ran before, 1 connects them, 3 is similar to 2 and not to 0."""
+    words = [make_golden.WORDS[8 * i : 8 * i + 60] for i in range(5)]
+    chain = [" ".join(w) for w in words]
+    options: dict[str, Any] = {"threshold": 0.7, "bands": 64, "rows": 1, "num_perm": 64, "clustering": "components"}
+    result = ref.deduplicate([chain[1], chain[3], chain[2]], against=[chain[0], chain[2]], **options)
+    assert [(r.row, r.reason, r.keeper_row) for r in result.removed] == [
+        (0, "near", -1),
+        (1, "near", -1),
+        (2, "exact", -2),
+    ]
+    alone = ref.deduplicate([chain[3]], against=[chain[0], chain[2]], **options)
+    assert [(r.row, r.keeper_row) for r in alone.removed] == [(0, -2)]
