@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,6 +21,24 @@ settings.load_profile("gpudedup-ci" if os.environ.get("CI") else "gpudedup")
 # A test run that was started in the background ignores SIGINT, and what it starts would too; a handler here gives
 # children the default again.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of an S3 server on loopback."""
+    from object_store import serve  # here, so that other tests need not wait for it
+
+    with serve() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def object_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty ``object_store.ObjectStore`` that ``s3://`` URLs lead to."""
+    from object_store import new_store
+
+    with new_store(s3_endpoint, monkeypatch) as store:
+        yield store
 
 
 @cache

@@ -7,9 +7,10 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from gpudedup.errors import InputError
+from gpudedup.io.remote import file_parts, is_url
 from gpudedup.io.source import Fingerprint
 
 _WHOLE = {".parquet": "parquet", ".arrow": "ipc", ".arrows": "ipc", ".feather": "ipc", ".ipc": "ipc"}
@@ -190,6 +191,30 @@ def _data_files(paths: Iterable[str]) -> list[str]:
     """The files that are not plain text, or all of them if there is no other."""
     found = list(paths)
     return [path for path in found if FORMATS[suffix_of(path) or ""][0] != "plain"] or found
+
+
+def common_names(paths: Sequence[str]) -> list[str]:
+    """Each path or URL relative to the deepest directory that all are in, with "/": names for files made from them.
+
+    Symbolic links are not followed, so names stay as given. Raises InputError where two would get one name, or one the
+    name of a directory that another is in, and for what ``file_parts`` refuses.
+    """
+    split = [["url", *file_parts(path)] if is_url(path) else os.path.abspath(path).split(os.sep) for path in paths]
+    folders = [parts[:-1] for parts in split]
+    shared = len(os.path.commonprefix(folders))  # noqa: RUF071  of lists, so it compares parts
+    names = ["/".join(parts[max(1, shared) :]) for parts in split]
+    seen: dict[str, str] = {}
+    for name, path in zip(names, paths, strict=True):
+        other = seen.setdefault(name, path)
+        if other != path:
+            raise InputError(f"outputs for {other} and {path} would have the same name {name!r}; rename one")
+    for name, path in zip(names, paths, strict=True):
+        above = next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in seen), None)
+        if above is not None:
+            raise InputError(
+                f"the output for {path} would be in a directory that is the output for {seen[above]}; rename one"
+            )
+    return names
 
 
 def suffix_of(path: str) -> str | None:
