@@ -578,7 +578,7 @@ def generated(count: int, params: Params) -> Signed:
 def decided(signed: Signed, params: Params, backend: Any) -> tuple[Any, dict[str, float]]:
     """The decision, and seconds by stage."""
     begin = time.perf_counter()
-    matched = match(signed, params, backend)
+    matched = match(signed, params, backend, memory_bytes=1 << 30, tmp=str(cache_directory()))
     after_match = time.perf_counter()
     provider: Any = ShingleSets(None, signed, params, backend)  # type: ignore[arg-type]
     verified = verify(

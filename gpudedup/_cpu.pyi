@@ -40,29 +40,22 @@ def intersect(left: _U32, right: _U32, needed: int) -> int: ...
 class Lanes:
     def __init__(self, batches: list[_U32], num_perm: int) -> None: ...
 
+def sort_band(keys: _U64, documents: _U32, *, memory_bytes: int, workers: int) -> tuple[_U32, _U32]: ...
+def check_band(members: _U32, lengths: _U32, count: int) -> None: ...
+
 class Buckets:
     def __init__(
         self,
-        band_keys: list[_U64],
-        documents: _U32,
-        *,
-        scopes: _I32 | None = None,
-        across: _I32 | None = None,
-        bands: int,
-        window: int,
-        workers: int,
-    ) -> None: ...
-    @staticmethod
-    def of_bands(
-        members: list[_U32],
-        lengths: list[_U32],
+        bands: list[tuple[_U32, _U32]],
         *,
         count: int,
         scopes: _I32 | None = None,
         across: _I32 | None = None,
         window: int,
+        memory_bytes: int,
+        directory: str,
         workers: int,
-    ) -> Buckets: ...
+    ) -> None: ...
     @property
     def bounded_buckets(self) -> int: ...
     @property

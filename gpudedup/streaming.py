@@ -15,13 +15,13 @@ from gpudedup.backends import select_backend
 from gpudedup.backends.base import I32, U64, SignedBatch, ToSign
 from gpudedup.backends.columns import plain_column, stored_values, take, value_type
 from gpudedup.engines.local import Budget
-from gpudedup.errors import GpudedupError, ParameterError
+from gpudedup.errors import GpudedupError, MemoryLimitError, ParameterError
 from gpudedup.io import open_source
 from gpudedup.params import make_params
 from gpudedup.stages.apply import removed_table
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR, Decided
 from gpudedup.stages.sign import check_types, columns_needed, scope_codes
-from gpudedup.stages.verify import spill_errors
+from gpudedup.stages.spill import spill_errors
 
 
 class _ScopeNumbers:
@@ -176,18 +176,21 @@ class Deduplicator:
         shingles = signed.shingles
         assert signed.lanes is not None
         self._broken = True
-        with spill_errors():
-            keeper, part, whole, exact = self._stream.decide(
-                lanes=signed.lanes,
-                content=signed.content,
-                unit_count=signed.unit_count,
-                scope_keys=keys,
-                scopes=within,
-                across=across,
-                hashes=shingles.hashes if shingles else None,
-                offsets=shingles.offsets if shingles else None,
-                num_perm=params.num_perm,
-            )
+        try:
+            with spill_errors("shingle sets"):
+                keeper, part, whole, exact = self._stream.decide(
+                    lanes=signed.lanes,
+                    content=signed.content,
+                    unit_count=signed.unit_count,
+                    scope_keys=keys,
+                    scopes=within,
+                    across=across,
+                    hashes=shingles.hashes if shingles else None,
+                    offsets=shingles.offsets if shingles else None,
+                    num_perm=params.num_perm,
+                )
+        except ValueError as error:  # numbers to name documents by are used up
+            raise MemoryLimitError(str(error)) from error
         self._broken = False
         first = self._documents
         self._documents += batch.num_rows

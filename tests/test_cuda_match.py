@@ -14,8 +14,9 @@ import reference
 from emulated_device import EmulatedDevice, EmulatedStream, Faults
 
 from gpudedup import _cpu
+from gpudedup.backends.base import Band
 from gpudedup.backends.cuda import verify as rounds
-from gpudedup.backends.cuda.match import DeviceBuckets
+from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.verify import CompareLanes, CompareNothing, CompareSets, Keepers
 from gpudedup.errors import DeviceMemoryError
@@ -39,12 +40,23 @@ def buckets_of(
     documents: np.ndarray,
     *,
     window: int = 2,
-    parts: int = 3,
     **scope: Any,
 ) -> DeviceBuckets:
-    batches = [np.ascontiguousarray(part) for part in np.array_split(keys, parts, axis=1)]
+    bands = [sort_band(device, stream, band, documents) for band in keys]
+    return joined(device, stream, bands, len(documents), window=window, **scope)
+
+
+def joined(
+    device: EmulatedDevice, stream: EmulatedStream, bands: list[Band], count: int, *, window: int, **scope: Any
+) -> DeviceBuckets:
     scopes, across = scope.get("scopes"), scope.get("across")
-    return DeviceBuckets(device, stream, batches, documents, scopes, across, bands=len(keys), window=window, workers=1)
+
+    def host() -> _cpu.Buckets:
+        pairs = [(band.members, band.lengths) for band in bands]
+        limits = {"scopes": scopes, "across": across, "window": window}
+        return _cpu.Buckets(pairs, count=count, **limits, memory_bytes=1 << 20, directory="/", workers=1)
+
+    return DeviceBuckets(device, stream, bands, count, scopes, across, window=window, host=host)
 
 
 def reference_pairs(keys: Iterable[list[int]], window: int, allowed: Any) -> set[tuple[int, int]]:
@@ -95,6 +107,45 @@ def test_candidates_are_those_of_the_window_rule(order: Any, count: int, variety
         assert buckets.shared().tolist() == sorted(
             {d for b in ranked for m in bucket_lists(b) if len(m) > 1 for d in m}
         )
+    device.check()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(("count", "variety"), [(0, 1), (1, 1), (2, 1), (90, 1), (90, 10**6), (300, 40)])
+def test_a_band_is_that_of_the_definition(order: Any, count: int, variety: int) -> None:
+    """Buckets by ascending key; of the keys some differ in their lowest or highest bits alone."""
+    [keys] = random_keys(count + 20, 1, variety, seed=count)
+    documents = np.array(random.Random(count).sample(range(count + 20), count), np.uint32)
+    device = EmulatedDevice(order=order, timing="random", seed=count)
+    band = sort_band(device, device.stream(), keys, documents)
+    buckets: dict[int, list[int]] = {}
+    for place, key in enumerate(keys[documents].tolist()):
+        buckets.setdefault(key, []).append(place)
+    expected = [members for _, members in sorted(buckets.items()) if len(members) > 1]
+    assert band.members.tolist() == [member for members in expected for member in members]
+    assert band.lengths.tolist() == [len(members) for members in expected]
+    assert (band.members.dtype, band.lengths.dtype) == (np.uint32, np.uint32)
+    device.check()
+
+
+@pytest.mark.parametrize(
+    ("members", "lengths"),
+    [
+        ([0, 1], [1, 1]),
+        ([0, 1, 2], [2]),
+        ([0, 1], [3]),
+        ([0, 5], [2]),
+        ([1, 0], [2]),
+        ([1, 1], [2]),
+        ([0], [2**32 - 1]),
+    ],
+)
+def test_a_damaged_band_is_refused(members: list[int], lengths: list[int]) -> None:
+    device = EmulatedDevice()
+    bands = [Band(np.arange(4, dtype=np.uint32), np.array([2, 2], np.uint32))]
+    bands.append(Band(np.array(members, np.uint32), np.array(lengths, np.uint32)))
+    with pytest.raises(ValueError, match=r"member|lengths|bucket"):
+        joined(device, device.stream(), bands, 5, window=1)
     device.check()
 
 

@@ -93,9 +93,11 @@ def test_tokens() -> None:
 
 
 def buckets_of(lanes: np.ndarray, *, workers: int = 1, window: int = 4, **options: Any) -> Any:
-    keys = [_cpu.band_keys(part, bands=4, rows=2) for part in np.array_split(lanes, 3)]
     documents = np.arange(len(lanes), dtype=np.uint32)
-    return _cpu.Buckets(keys, documents, bands=4, window=window, workers=workers, **options)
+    keys = _cpu.band_keys(lanes, bands=4, rows=2)
+    bands = [_cpu.sort_band(band, documents, memory_bytes=1 << 30, workers=workers) for band in keys]
+    place = {"memory_bytes": 1 << 30, "directory": "/"}
+    return _cpu.Buckets(bands, count=len(lanes), window=window, workers=workers, **{**place, **options})
 
 
 def random_sets(count: int, seed: int) -> list[set[int]]:
@@ -189,12 +191,12 @@ def one_signed(offsets: np.ndarray) -> Any:
 def test_results_outlive_what_made_them() -> None:
     """Returned arrays own their memory."""
     lanes, _, _, hashes, _ = sign([b"one two three four five six seven"] * 3)
-    keys = [_cpu.band_keys(lanes, bands=4, rows=2)]
+    buckets = buckets_of(lanes)
     expected = hashes.copy()
     del lanes
     junk = [np.full(1000, 7, np.uint32) for _ in range(50)]
-    buckets = _cpu.Buckets(keys, np.arange(3, dtype=np.uint32), bands=4, window=1, workers=1)
     assert buckets.longest == 3
+    assert buckets.candidates(0, 3)[1].tolist() == [1, 2, 2]
     np.testing.assert_array_equal(hashes, expected)
     assert len(junk) == 50
 

@@ -1,7 +1,8 @@
 #include "cpu/buckets.h"
 
+#include <stdexcept>
+
 #include "core/band.h"
-#include "cpu/sort.h"
 
 namespace gpudedup {
 
@@ -23,84 +24,88 @@ void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t l
                count < 2 * PIECE);
 }
 
-Buckets::Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window)
-    : Buckets(context, sort_bands(context, keys, ranked, bands), ranked, window) {}
-
-std::vector<Buckets::Band> Buckets::sort_bands(Context& context, const BandKeys& keys, const Ranked& ranked,
-                                               uint32_t bands) {
-  struct Worker {
-    std::vector<KeyedIndex> keyed, spare;
+void check_band(const Band& band, size_t count) {
+  auto require = [](bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
   };
-  std::vector<Band> by_band(bands);
-  std::vector<Worker> workers(context.workers());
-  context.each(
-      bands,
-      [&](size_t band, unsigned number) {
-        auto& [keyed, spare] = workers[number];
-        keyed.resize(ranked.count);
-        const BandKeys::Batch* batch = nullptr;
-        for (size_t i = 0; i < ranked.count; ++i) {
-          size_t document = ranked.documents[i];
-          if (!batch || !batch->has(document)) batch = &keys.of(document);
-          keyed[i] = {batch->values[band * batch->count + document - batch->first], static_cast<uint32_t>(i)};
-          if (i % 65536 == 0 && context.stopped()) return;
-        }
-        radix_sort(keyed, spare, context.stop());
-        if (context.stopped()) return;
-        Band& out = by_band[band];
-        for (size_t first = 0, last; first < keyed.size(); first = last) {
-          for (last = first + 1; last < keyed.size() && keyed[last].key == keyed[first].key;) ++last;
-          if (last - first < 2) continue;
-          out.lengths.push_back(static_cast<uint32_t>(last - first));
-          for (size_t i = first; i < last; ++i) out.members.push_back(keyed[i].index);
-        }
-      },
-      ranked.count < 1024);
-  return by_band;
+  const uint32_t *member = band.members, *end = band.members + band.member_count;
+  for (size_t i = 0; i < band.bucket_count; ++i) {
+    uint32_t length = band.lengths[i];
+    require(length >= 2, "a bucket must have two members or more");
+    require(length <= static_cast<size_t>(end - member), "lengths add up to more than the members of their band");
+    for (const uint32_t* last = member + length - 1; member < last; ++member)
+      require(member[0] < member[1], "members of a bucket must ascend");
+    require(*member++ < count, "members names no document");
+  }
+  require(member == end, "lengths add up to less than the members of their band");
 }
 
-Buckets::Buckets(Context& context, std::vector<Band> by_band, const Ranked& ranked, uint64_t window) : window_(window) {
+EqualKeys sort_band(Context& context, const uint64_t* keys, const uint32_t* documents, size_t count,
+                    uint64_t memory_bytes) {
+  constexpr size_t AHEAD = 32;  // documents come in any order, so keys are asked for before they are needed
+  return equal_keys(
+      context, count,
+      [=](size_t first, size_t size, uint64_t* out) {
+        for (size_t i = first; i < first + size; ++i) {
+          __builtin_prefetch(keys + documents[std::min(i + AHEAD, count - 1)]);
+          *out++ = keys[documents[i]];
+        }
+      },
+      memory_bytes);
+}
+
+Buckets::Buckets(Context& context, const std::vector<Band>& bands, const Ranked& ranked, uint64_t window,
+                 Scratch scratch)
+    : window_(window), scratch_(std::move(scratch)) {
   if (ranked.scopes) scopes_.assign(ranked.scopes, ranked.scopes + ranked.count);
   if (ranked.across) across_.assign(ranked.across, ranked.across + ranked.count);
-  first_slot_.assign(ranked.count + 1, 0);
-  size_t total = 0;
-  for (const Band& band : by_band) {
-    total += band.members.size();
-    for (uint32_t document : band.members) ++first_slot_[document + 1];
+  size_t member_count = 0, bucket_count = 0;
+  for (const Band& band : bands) {
+    member_count += band.member_count;
+    bucket_count += band.bucket_count;
   }
-  for (size_t i = 0; i < ranked.count; ++i) first_slot_[i + 1] += first_slot_[i];
+  members_ = ScratchArray<uint32_t>(scratch_, member_count);
+  first_slot_ = ScratchArray<uint64_t>(scratch_, ranked.count + 1);
+  slots_ = ScratchArray<Slot>(scratch_, member_count);
+
+  // What is checked and used is a copy: bands may lie in files, and those may change at any time.
+  std::vector<uint32_t> lengths(bucket_count);
+  uint32_t *members = members_.data(), *band_lengths = lengths.data();
+  for (const Band& band : bands) {
+    std::copy_n(band.members, band.member_count, members);
+    std::copy_n(band.lengths, band.bucket_count, band_lengths);
+    check_band({members, band.member_count, band_lengths, band.bucket_count}, ranked.count);
+    for (size_t i = 0; i < band.member_count; ++i) ++first_slot_[members[i] + 1];
+    members += band.member_count;
+    band_lengths += band.bucket_count;
+    context.check();
+  }
+  // first_slot_[document + 1] is where the document's slots begin, then moves on with each, to where they end.
+  uint64_t sum = 0;
+  for (size_t i = 1; i <= ranked.count; ++i) sum += std::exchange(first_slot_[i], sum);
   context.check();
 
   std::vector<bool> bounded(ranked.count);
-  std::vector<uint64_t> next(first_slot_.begin(), first_slot_.end() - 1);
-  members_.reserve(total);
-  bucket_first_.reserve(total);
-  slots_.resize(total);
-  for (Band& band : by_band) {
-    const uint32_t* member = band.members.data();
-    for (uint32_t length : band.lengths) {
-      uint64_t first = members_.size();
-      bool is_bounded = length > 2 * window_ + 1;
-      bounded_buckets_ += is_bounded;
-      longest_ = std::max<uint64_t>(longest_, length);
-      for (uint32_t i = 0; i < length; ++i, ++member) {
-        slots_[next[*member]++] = members_.size();
-        members_.push_back(*member);
-        bucket_first_.push_back(first);
-        if (is_bounded) bounded[*member] = true;
-      }
+  uint64_t first = 0;
+  for (uint32_t length : lengths) {
+    bool is_bounded = length > 2 * window_ + 1;
+    bounded_buckets_ += is_bounded;
+    longest_ = std::max<uint64_t>(longest_, length);
+    for (uint32_t position = 0; position < length; ++position) {
+      uint32_t member = members_[first + position];
+      slots_[first_slot_[member + 1]++] = {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), position};
+      if (is_bounded) bounded[member] = true;
     }
-    band = {};
-    context.check();
+    first += length;
+    if (first % 1024 < length) context.check();
   }
-  for (bool is : bounded) bounded_documents_ += is;
+  bounded_documents_ = static_cast<uint64_t>(std::count(bounded.begin(), bounded.end(), true));
   longest_ = std::max<uint64_t>(longest_, ranked.count > 0);  // documents without company have a bucket each
 }
 
 uint64_t Buckets::candidate_bound(uint32_t document) const {
   uint64_t sum = 0;
-  for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i)
-    sum += window_size(slots_[i] - bucket_first_[slots_[i]]);
+  for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) sum += window_size(slots_[i].position);
   return std::min<uint64_t>(sum, document);
 }
 

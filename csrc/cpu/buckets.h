@@ -3,8 +3,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/equal_keys.h"
 #include "cpu/group.h"
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace gpudedup {
 
@@ -47,34 +49,38 @@ class Lanes : public Batches<uint32_t> {
   uint32_t lane_count_;
 };
 
-/// Band keys; a batch is uint64[bands, count], so that a band is read in one go.
-using BandKeys = Batches<uint64_t>;
-
 /// uint64[bands, count]: the band keys of `count` signatures. scope_keys [count] may be null.
 void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
                uint32_t bands, uint32_t rows, uint64_t* out);
 
-/// The documents that go to the buckets, in rank order, and what limits which of them are compared.
-/// Below, a document is its place in `documents`.
+/// The documents that go to the buckets, by rank, and what limits which of them are compared. Everywhere below, a
+/// document is its place in this order.
 struct Ranked {
-  const uint32_t* documents;  // [count] -> document number
   size_t count;
   const int32_t* scopes;  // [count], the values of `within`, or null
   const int32_t* across;  // [count], or null: no `across`
 };
 
+/// The buckets of one band that hold two documents or more: their members bucket after bucket, by rank in each.
+struct Band {
+  const uint32_t* members;
+  size_t member_count;
+  const uint32_t* lengths;  // of its buckets, in order
+  size_t bucket_count;
+};
+
+/// Throws std::invalid_argument unless the band is one of buckets of two and more of `count` documents.
+void check_band(const Band& band, size_t count);
+
+/// The band of documents whose keys are keys[documents[0 .. count - 1]], buckets by ascending key.
+EqualKeys sort_band(Context& context, const uint64_t* keys, const uint32_t* documents, size_t count,
+                    uint64_t memory_bytes);
+
 class Buckets {
  public:
-  /// The buckets of one band that hold two documents or more: their members one bucket after another, by rank in each.
-  struct Band {
-    std::vector<uint32_t> members;
-    std::vector<uint32_t> lengths;  // of its buckets, in order
-  };
-
-  Buckets(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands, uint64_t window);
-
-  /// Of bands that were sorted elsewhere; `ranked.documents` is not used.
-  Buckets(Context& context, std::vector<Band> by_band, const Ranked& ranked, uint64_t window);
+  /// Takes 16 bytes for each member of a band and 8 a document from `scratch`. Bands are read once and checked; throws
+  /// as check_band, and std::system_error without room.
+  Buckets(Context& context, const std::vector<Band>& bands, const Ranked& ranked, uint64_t window, Scratch scratch);
 
   size_t count() const { return first_slot_.size() - 1; }
   uint64_t bounded_buckets() const { return bounded_buckets_; }
@@ -87,14 +93,16 @@ class Buckets {
   /// At most this many candidates has the document; O(bands).
   uint64_t candidate_bound(uint32_t document) const;
 
+  /// What is left of the memory that the buckets were given, for as long as they are used.
+  Scratch scratch() const { return scratch_; }
+
   /// Its candidates of better rank, ascending, each once, for which accept(candidate) holds.
   template <class Accept>
   void candidates(uint32_t document, std::vector<uint32_t>& out, Accept&& accept) const {
     size_t before = out.size();
     for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) {
-      uint64_t slot = slots_[i];
-      const uint32_t* bucket = members_.data() + bucket_first_[slot];
-      uint64_t position = slot - bucket_first_[slot];
+      const uint32_t* bucket = members_.data() + slots_[i].first();
+      uint64_t position = slots_[i].position;
       for (uint64_t k = 0, n = window_size(position); k < n; ++k) {
         uint32_t candidate = bucket[window_position(position, k)];
         if (comparable(candidate, document) && accept(candidate)) out.push_back(candidate);
@@ -104,22 +112,22 @@ class Buckets {
     out.erase(std::unique(out.begin() + before, out.end()), out.end());
   }
 
-  size_t slot_count() const { return members_.size(); }
+  size_t member_count() const { return members_.size(); }
 
   /// Its candidates in [low, high), ascending, each once, without those that removed(candidate) holds for. Once removed
-  /// is always removed: `skips` [slot_count, of zeros at first] remembers runs of them, so that a long bucket of copies
+  /// is always removed: `skips` [member_count, zeros at first] remembers runs of them, so that a long bucket of copies
   /// costs one step and not its window. May run in several threads at once.
   template <class Removed>
-  void candidates_between(uint32_t document, uint32_t low, uint32_t high, std::vector<uint32_t>& skips,
-                          std::vector<uint32_t>& out, Removed&& removed) const {
+  void candidates_between(uint32_t document, uint32_t low, uint32_t high, uint32_t* skips, std::vector<uint32_t>& out,
+                          Removed&& removed) const {
     size_t before = out.size();
     for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) {
-      uint64_t slot = slots_[i], first = bucket_first_[slot], position = slot - first;
-      uint64_t head_end = position <= 2 * window_ ? slot : first + window_;
+      uint64_t first = slots_[i].first(), position = slots_[i].position, own = first + position;
+      uint64_t head_end = position <= 2 * window_ ? own : first + window_;
       walk(low > 0 ? not_below(first, head_end, low) : first, head_end, high, document, skips, out, removed);
-      if (head_end < slot) {
-        uint64_t tail = slot - window_;
-        walk(low > 0 ? not_below(tail, slot, low) : tail, slot, high, document, skips, out, removed);
+      if (head_end < own) {
+        uint64_t tail = own - window_;
+        walk(low > 0 ? not_below(tail, own, low) : tail, own, high, document, skips, out, removed);
       }
     }
     std::sort(out.begin() + before, out.end());
@@ -127,18 +135,23 @@ class Buckets {
   }
 
  private:
-  static std::vector<Band> sort_bands(Context& context, const BandKeys& keys, const Ranked& ranked, uint32_t bands);
+  /// A document in a bucket: members_[first + position]. 12 bytes, since there are as many as members.
+  struct Slot {
+    uint32_t first_low, first_high, position;
+    uint64_t first() const { return static_cast<uint64_t>(first_high) << 32 | first_low; }
+  };
+
   uint64_t window_size(uint64_t position) const;
   uint64_t window_position(uint64_t position, uint64_t i) const;
-  /// The first slot of [from, to) whose member is not below `low`; members of a bucket ascend.
+  /// The first place of [from, to) whose member is not below `low`; members of a bucket ascend.
   uint64_t not_below(uint64_t from, uint64_t to, uint32_t low) const {
-    auto begin = members_.begin();
+    const uint32_t* begin = members_.data();
     return static_cast<uint64_t>(std::lower_bound(begin + from, begin + to, low) - begin);
   }
   template <class Removed>
-  void walk(uint64_t from, uint64_t to, uint32_t high, uint32_t document, std::vector<uint32_t>& skips,
-            std::vector<uint32_t>& out, Removed&& removed) const {
-    auto skip = [&](uint64_t slot) { return __atomic_load_n(&skips[slot], __ATOMIC_RELAXED); };
+  void walk(uint64_t from, uint64_t to, uint32_t high, uint32_t document, uint32_t* skips, std::vector<uint32_t>& out,
+            Removed&& removed) const {
+    auto skip = [&](uint64_t place) { return __atomic_load_n(&skips[place], __ATOMIC_RELAXED); };
     while (from < to && members_[from] < high) {
       uint64_t next = from;  // past a run of removed members
       while (next < to) {
@@ -149,10 +162,10 @@ class Buckets {
         else
           break;
       }
-      for (uint64_t slot = from; slot < next; ++slot) {
-        uint32_t known = skip(slot);
-        __atomic_store_n(&skips[slot], static_cast<uint32_t>(next - slot), __ATOMIC_RELAXED);
-        if (known) slot += known - 1;
+      for (uint64_t place = from; place < next; ++place) {
+        uint32_t known = skip(place);
+        __atomic_store_n(&skips[place], static_cast<uint32_t>(next - place), __ATOMIC_RELAXED);
+        if (known) place += known - 1;
       }
       if (next > from) {
         from = next;
@@ -168,10 +181,10 @@ class Buckets {
   }
 
   uint64_t window_;
-  std::vector<uint32_t> members_;       // of all buckets of two and more, bucket after bucket, by rank
-  std::vector<uint64_t> bucket_first_;  // [members]: where the member's bucket begins
-  std::vector<uint64_t> first_slot_;    // [count + 1]: into slots_
-  std::vector<uint64_t> slots_;         // places in members_ of each document, band by band
+  Scratch scratch_;
+  ScratchArray<uint32_t> members_;     // of all buckets of two and more, bucket after bucket, by rank
+  ScratchArray<uint64_t> first_slot_;  // [count + 1]: into slots_
+  ScratchArray<Slot> slots_;           // of each document, band by band
   std::vector<int32_t> scopes_, across_;
   uint64_t bounded_buckets_ = 0, bounded_documents_ = 0, longest_ = 0;
 };

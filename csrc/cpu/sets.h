@@ -1,4 +1,4 @@
-// Shingle sets by document number, in memory while they fit a budget and in an unlinked file beyond it.
+// Shingle sets by document number.
 #pragma once
 #include <cstdint>
 #include <mutex>
@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/scratch.h"
 
 namespace gpudedup {
 
@@ -16,12 +17,8 @@ struct SetView {
 
 class SetStore {
  public:
-  /// Blocks of memory are taken up to `memory_bytes`, then from files in `directory`.
-  SetStore(uint64_t memory_bytes, std::string directory)
-      : memory_bytes_(memory_bytes), directory_(std::move(directory)) {}
-  ~SetStore();
-  SetStore(const SetStore&) = delete;
-  SetStore& operator=(const SetStore&) = delete;
+  /// In memory up to `memory_bytes`, then in files in `directory`.
+  SetStore(uint64_t memory_bytes, std::string directory) : scratch_(memory_bytes, std::move(directory)) {}
 
   /// Makes room for documents 0 .. count - 1.
   void resize(size_t count) { sets_.resize(count, {nullptr, 0}); }
@@ -39,23 +36,17 @@ class SetStore {
   bool has(uint32_t number) const { return sets_[number].values != nullptr; }
   SetView operator[](uint32_t number) const { return sets_[number]; }
 
-  uint64_t bytes_in_memory() const { return in_memory_; }
-  uint64_t bytes_on_disk() const { return on_disk_; }
+  uint64_t bytes_in_memory() const { return scratch_.bytes_in_memory(); }
+  uint64_t bytes_on_disk() const { return scratch_.bytes_on_disk(); }
 
  private:
-  struct Block {
-    void* address;
-    size_t bytes;
-  };
   uint32_t* allocate(size_t values);
 
-  uint64_t memory_bytes_;
-  std::string directory_;
+  Scratch scratch_;
   std::vector<SetView> sets_;
-  std::vector<Block> blocks_;
+  std::vector<Mapping> blocks_;
   uint32_t* free_ = nullptr;
   size_t free_values_ = 0;
-  uint64_t in_memory_ = 0, on_disk_ = 0;
   std::mutex mutex_;
 };
 

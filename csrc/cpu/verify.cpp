@@ -75,7 +75,8 @@ class Keepers {
         compare_(compare),
         prior_(prior),
         state_(buckets.count(), OPEN),
-        skips_(buckets.slot_count()) {
+        scratch_(buckets.scratch()),
+        skips_(scratch_, buckets.member_count()) {
     out_.keeper.assign(buckets.count(), NONE);
     out_.similarity.resize(buckets.count());
     if (equal.leader) link_equal(equal.leader);
@@ -146,7 +147,7 @@ class Keepers {
   void find(uint32_t document, uint32_t first, std::vector<uint32_t>& list) {
     auto removed = [&](uint32_t candidate) { return state(candidate) == REMOVED; };
     size_t before = list.size();
-    buckets_.candidates_between(document, 0, first, skips_, list, removed);
+    buckets_.candidates_between(document, 0, first, skips_.data(), list, removed);
     if (previous_equal_.empty() || previous_equal_[document] == NONE) {
       uint64_t compared = 0;
       for (size_t i = before; i < list.size(); ++i)
@@ -155,7 +156,7 @@ class Keepers {
       list.resize(before);
       if (state(document) == REMOVED) return;
     }
-    buckets_.candidates_between(document, first, document, skips_, list, removed);
+    buckets_.candidates_between(document, first, document, skips_.data(), list, removed);
   }
 
   /// Removes the document for a kept candidate if they are similar.
@@ -213,7 +214,9 @@ class Keepers {
   const Comparison& compare_;
   const Decision* prior_;
   std::vector<uint8_t> state_;
-  std::vector<uint32_t> skips_, previous_equal_, kept_equal_;
+  Scratch scratch_;
+  ScratchArray<uint32_t> skips_;
+  std::vector<uint32_t> previous_equal_, kept_equal_;
   uint64_t compared_ = 0;
   Decision out_;
 };

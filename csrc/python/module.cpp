@@ -169,49 +169,36 @@ Array<uint32_t> group(Array<uint32_t> order, Array<uint64_t> content, Maybe<int3
   return leader;
 }
 
-std::unique_ptr<Buckets> make_buckets(const std::vector<Array<uint64_t>>& batches, Array<uint32_t> documents,
-                                      Maybe<int32_t> scopes, Maybe<int32_t> across, uint32_t bands, uint64_t window,
-                                      unsigned workers) {
+py::tuple sort_one_band(Array<uint64_t> keys, Array<uint32_t> documents, uint64_t memory_bytes, unsigned workers) {
   auto count = static_cast<size_t>(documents.size());
-  BandKeys keys;
-  for (const auto& batch : batches) {
-    require(batch.ndim() == 2 && batch.shape(0) == bands, "band keys must be uint64[bands, n]");
-    keys.add(batch.data(), static_cast<size_t>(batch.shape(1)));
+  for (size_t i = 0; i < count; ++i)
+    require(documents.data()[i] < static_cast<size_t>(keys.size()), "documents names no band key");
+  EqualKeys found;
+  {
+    py::gil_scoped_release nogil;
+    Context context = make_context(workers);
+    found = sort_band(context, keys.data(), documents.data(), count, memory_bytes);
   }
-  require(window >= 1, "window must be at least 1");
-  require_size(scopes, count, "scopes must have one value a document");
-  require_size(across, count, "across must have one value a document");
-  for (size_t i = 0; i < count; ++i) require(documents.data()[i] < keys.size(), "documents names no band keys");
-  Ranked ranked{documents.data(), count, data_or_null(scopes), data_or_null(across)};
-  py::gil_scoped_release nogil;
-  Context context = make_context(workers);
-  return std::make_unique<Buckets>(context, keys, ranked, bands, window);
+  return py::make_tuple(to_array(std::move(found.places)), to_array(std::move(found.lengths)));
 }
 
-/// Of bands sorted elsewhere (a GPU): members[band] are places in rank order, lengths[band] those of its buckets.
-std::unique_ptr<Buckets> buckets_of_bands(const std::vector<Array<uint32_t>>& members,
-                                          const std::vector<Array<uint32_t>>& lengths, size_t count,
-                                          Maybe<int32_t> scopes, Maybe<int32_t> across, uint64_t window,
-                                          unsigned workers) {
-  require(members.size() == lengths.size(), "members and lengths must have one array a band");
+Band view_band(const Array<uint32_t>& members, const Array<uint32_t>& lengths) {
+  return {members.data(), static_cast<size_t>(members.size()), lengths.data(), static_cast<size_t>(lengths.size())};
+}
+
+std::unique_ptr<Buckets> make_buckets(const std::vector<std::pair<Array<uint32_t>, Array<uint32_t>>>& members_lengths,
+                                      size_t count, Maybe<int32_t> scopes, Maybe<int32_t> across, uint64_t window,
+                                      uint64_t memory_bytes, const std::string& directory, unsigned workers) {
   require(window >= 1, "window must be at least 1");
+  require(count < NONE, "count must be below 2^32 - 1");
   require_size(scopes, count, "scopes must have one value a document");
   require_size(across, count, "across must have one value a document");
-  std::vector<Buckets::Band> bands;
-  for (size_t band = 0; band < members.size(); ++band) {
-    auto values = [](const Array<uint32_t>& array) {
-      return std::vector<uint32_t>(array.data(), array.data() + array.size());
-    };
-    bands.push_back({values(members[band]), values(lengths[band])});
-    uint64_t sum = 0;
-    for (uint32_t length : bands.back().lengths) sum += length;
-    require(sum == bands.back().members.size(), "lengths must add up to the members of their band");
-    for (uint32_t member : bands.back().members) require(member < count, "members names no document");
-  }
-  Ranked ranked{nullptr, count, data_or_null(scopes), data_or_null(across)};
+  std::vector<Band> bands;
+  for (const auto& [members, lengths] : members_lengths) bands.push_back(view_band(members, lengths));
+  Ranked ranked{count, data_or_null(scopes), data_or_null(across)};
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
-  return std::make_unique<Buckets>(context, std::move(bands), ranked, window);
+  return std::make_unique<Buckets>(context, bands, ranked, window, Scratch(memory_bytes, directory));
 }
 
 py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last) {
@@ -337,11 +324,18 @@ PYBIND11_MODULE(_cpu, m) {
   py::class_<LaneBatches>(m, "Lanes")
       .def(py::init<const std::vector<Array<uint32_t>>&, uint32_t>(), "batches"_a, "num_perm"_a);
 
+  m.def("sort_band", sort_one_band, "keys"_a.noconvert(), "documents"_a.noconvert(), py::kw_only(), "memory_bytes"_a,
+        "workers"_a);
+  m.def(
+      "check_band",
+      [](Array<uint32_t> members, Array<uint32_t> lengths, size_t count) {
+        check_band(view_band(members, lengths), count);
+      },
+      "members"_a.noconvert(), "lengths"_a.noconvert(), "count"_a,
+      "Raise ValueError unless members and lengths are those of buckets of two and more of `count` documents.");
   py::class_<Buckets>(m, "Buckets")
-      .def(py::init(&make_buckets), "band_keys"_a, "documents"_a.noconvert(), py::kw_only(), "scopes"_a = py::none(),
-           "across"_a = py::none(), "bands"_a, "window"_a, "workers"_a)
-      .def_static("of_bands", &buckets_of_bands, "members"_a, "lengths"_a, py::kw_only(), "count"_a,
-                  "scopes"_a = py::none(), "across"_a = py::none(), "window"_a, "workers"_a)
+      .def(py::init(&make_buckets), "bands"_a, py::kw_only(), "count"_a, "scopes"_a = py::none(),
+           "across"_a = py::none(), "window"_a, "memory_bytes"_a, "directory"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)
       .def_property_readonly("longest", &Buckets::longest)

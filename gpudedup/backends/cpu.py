@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch, ToSign
+from gpudedup.backends.base import I32, U32, U64, Band, Buckets, Decision, SetStore, Shingles, SignedBatch, ToSign
 from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
@@ -67,14 +67,27 @@ class CpuBackend:
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return _cpu.group_content(order, content, within=within, across=across, workers=self.workers)
 
-    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> _cpu.Buckets:
+    def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
+        return Band(*_cpu.sort_band(keys, documents, memory_bytes=memory_bytes, workers=self.workers))
+
+    def buckets(
+        self,
+        bands: Sequence[Band],
+        count: int,
+        scopes: I32 | None,
+        across: I32 | None,
+        *,
+        memory_bytes: int,
+        directory: str,
+    ) -> _cpu.Buckets:
         return _cpu.Buckets(
-            band_keys,
-            documents,
+            [(band.members, band.lengths) for band in bands],
+            count=count,
             scopes=scopes,
             across=across,
-            bands=self._params.banding.bands,
             window=self._params.bucket_window,
+            memory_bytes=memory_bytes,
+            directory=directory,
             workers=self.workers,
         )
 

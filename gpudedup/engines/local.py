@@ -37,7 +37,7 @@ class Seconds:
 @dataclass
 class Budget:
     """How ``memory`` is shared out: a quarter for shingle hashes kept from the first read, half for shingle sets of
-    candidates; readers and the stages' own arrays take the rest."""
+    candidates, an eighth for buckets; readers and the stages' own arrays take the rest."""
 
     memory_bytes: int
     tmp: str
@@ -50,6 +50,10 @@ class Budget:
     @property
     def cache_bytes(self) -> int:
         return self.memory_bytes // 4
+
+    @property
+    def bucket_bytes(self) -> int:
+        return self.memory_bytes // 8
 
     @property
     def set_bytes(self) -> int:
@@ -90,7 +94,7 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
         release_memory()  # what decoding left: 150 to 200 MB
     with seconds.stage("match"):
         progress("match", signed.rows, 0)
-        matched = match(signed, params, backend)
+        matched = match(signed, params, backend, memory_bytes=budget.bucket_bytes, tmp=budget.tmp)
         signed.band_keys.clear()  # the buckets hold what they said
         release_memory()
     with seconds.stage("verify"):

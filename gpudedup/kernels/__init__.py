@@ -18,6 +18,7 @@ BODIES: dict[str, Callable[..., None]] = {
         buckets.gather_keys,
         buckets.mark_shared,
         buckets.place_members,
+        buckets.place_slots,
         buckets.mark_bounded,
         buckets.mark_members,
         buckets.copy_values,

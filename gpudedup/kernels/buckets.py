@@ -1,7 +1,7 @@
 """From sorted band keys to the buckets that hold two documents or more, one band at a time.
 
-csrc/cpu/buckets.cpp (`sort_bands`) does the same on the CPU. Documents are named by rank; a *slot* is a place of a
-document in a bucket of the band, bucket after bucket.
+csrc/cpu/equal_keys.cpp and csrc/cpu/buckets.cpp do the same on the CPU. Documents are named by rank; a *slot* is a
+place of a document in a bucket of the band, bucket after bucket.
 """
 
 from __future__ import annotations
@@ -36,23 +36,32 @@ def place_members(
     slots_before: Any,
     buckets_before: Any,
     members: Any,
-    bucket_of: Any,
     first_slot: Any,
-    slots: Any,
 ) -> None:
-    """members and bucket_of by slot, first_slot by bucket (and the end after the last), slots by document.
+    """members by slot, first_slot by bucket (and the end after the last).
 
     slots_before, buckets_before: prefix sums of shared and heads.
     """
     slot, bucket = np.int64(slots_before[i]), np.int64(buckets_before[i + 1]) - 1
     if shared[i] == 1:
         members[slot] = order[i]
-        bucket_of[slot] = bucket
-        slots[np.int64(order[i])] = slot
     if heads[i] == 1:
         first_slot[bucket] = slot
     if i + 1 == len(order):
         first_slot[bucket + 1] = np.int64(slots_before[i + 1])
+
+
+def place_slots(slot: int, members: Any, first_slot: Any, bucket_of: Any, slots: Any) -> None:
+    """bucket_of by slot, by bisection, and slots by document."""
+    left, right = np.int64(0), np.int64(len(first_slot)) - 1
+    while right - left > 1:
+        middle = (left + right) // 2
+        if np.int64(first_slot[middle]) <= slot:
+            left = middle
+        else:
+            right = middle
+    bucket_of[slot] = left
+    slots[np.int64(members[slot])] = slot
 
 
 def mark_bounded(slot: int, members: Any, bucket_of: Any, first_slot: Any, most: Any, bounded: Any) -> None:

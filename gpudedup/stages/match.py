@@ -12,6 +12,7 @@ from gpudedup.backends.base import I32, U32, Backend, Buckets
 from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
+from gpudedup.stages.spill import spill_errors
 
 
 @dataclass
@@ -40,8 +41,12 @@ class Matched:
         return pa.table({"better": positions[pairs[:, 0]], "worse": positions[pairs[:, 1]]})
 
 
-def match(signed: Signed, params: Params, backend: Backend) -> Matched:
-    """Rank documents, take one of each content, and sort them into buckets band by band."""
+def match(signed: Signed, params: Params, backend: Backend, *, memory_bytes: int, tmp: str) -> Matched:
+    """Rank documents, take one of each content, and sort them into buckets band by band.
+
+    Sorting, and then the buckets, take up to ``memory_bytes``; what buckets take beyond it lies in ``tmp``. Raises
+    OutputError if that has no room.
+    """
     order = rank(signed, params)
     within = across = None
     if params.within is not None:
@@ -54,9 +59,19 @@ def match(signed: Signed, params: Params, backend: Backend) -> Matched:
     equal_content = None
     if across is not None:
         equal_content = backend.group_content(representatives, signed.content, within, None)
-    buckets = backend.buckets(
-        signed.band_keys, representatives, _taken(within, representatives), _taken(across, representatives)
-    )
+    bands = []
+    for band in range(params.banding.bands):
+        keys = np.concatenate([np.zeros(0, np.uint64), *(batch[band] for batch in signed.band_keys)])
+        bands.append(backend.band(keys, representatives, memory_bytes=memory_bytes))
+    with spill_errors("buckets"):
+        buckets = backend.buckets(
+            bands,
+            len(representatives),
+            _taken(within, representatives),
+            _taken(across, representatives),
+            memory_bytes=memory_bytes,
+            directory=tmp,
+        )
     return Matched(order, leader, representatives, equal_content, buckets)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from gpudedup.backends.base import I64, U32, Backend, Decision, SetStore
-from gpudedup.errors import InputError, MemoryLimitError, OutputError
+from gpudedup.errors import InputError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
+from gpudedup.stages.spill import spill_errors
 
 
 @dataclass
@@ -26,19 +26,6 @@ class Verified:
 
     decision: Decision
     sets: SetStore | None
-
-
-@contextmanager
-def spill_errors() -> Iterator[None]:
-    """Turn a failure to make room for shingle sets into OutputError, and of numbers to name documents by likewise."""
-    try:
-        yield
-    except ValueError as error:
-        raise MemoryLimitError(str(error)) from error
-    except OSError as error:
-        raise OutputError(
-            f"no room for shingle sets ({error.strerror or error}); give another directory with tmp=, or more memory="
-        ) from error
 
 
 class ShingleSets:
@@ -89,7 +76,7 @@ class ShingleSets:
     def _add(self, store: SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
         if not len(numbers):
             return
-        with spill_errors():
+        with spill_errors("shingle sets"):
             store.add(
                 np.ascontiguousarray(numbers, np.uint32),
                 np.ascontiguousarray(rows, np.uint32),
@@ -113,7 +100,7 @@ def verify(
     """Compare candidates, better rank first, as far as it can change a removal or a keeper (docs/spec.md, 9 and 11).
 
     ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
-    Raises OutputError when the sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
+    Raises OutputError when sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
     """
     if params.clustering == "components":
         known = None
@@ -126,13 +113,14 @@ def verify(
             sets = backend.set_store(len(matched.representatives), memory_bytes=memory_bytes, directory=tmp)
         missing = sets.missing(shared)
         provider.load(sets, missing, matched.representatives[missing], progress)
-    decision = backend.verify(
-        matched.buckets,
-        threshold_ppm=params.threshold_ppm,
-        sets=sets,
-        lanes=provider.signed.lanes if params.verify == "signature" else None,
-        documents=matched.representatives,
-        leader=matched.equal_content,
-        prior=known,
-    )
+    with spill_errors("buckets"):
+        decision = backend.verify(
+            matched.buckets,
+            threshold_ppm=params.threshold_ppm,
+            sets=sets,
+            lanes=provider.signed.lanes if params.verify == "signature" else None,
+            documents=matched.representatives,
+            leader=matched.equal_content,
+            prior=known,
+        )
     return Verified(decision, sets if params.keep_sets else None)

@@ -123,24 +123,38 @@ def fuzz_group(rng: Rng) -> None:
     assert (leader <= np.arange(count)).all()
 
 
+def damaged(rng: Rng, band: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The band as it is, or now and then with a value changed, lost or added."""
+    if rng.random() < 0.98:
+        return band
+    parts = [part.tolist() for part in band]
+    part = rng.choice(parts)
+    place = rng.randrange(len(part) + 1)
+    part[place : place + rng.randrange(2)] = [rng.choice([0, 1, 2, 3, 39, 40, 2**32 - 1])] * rng.randrange(2)
+    return np.array(parts[0], np.uint32), np.array(parts[1], np.uint32)
+
+
 def fuzz_verify(rng: Rng) -> None:
     count, num_perm = rng.randrange(40), rng.choice([4, 9])
     documents = np.arange(count, dtype=np.uint32)
     if rng.random() < 0.05 and count:
         documents[rng.randrange(count)] = rng.choice([count, 2**32 - 1])
-    bands = rng.choice([1, 2, 4])
     signatures = some_lanes(rng, count, num_perm)
     lanes = _cpu.Lanes([signatures], num_perm)
     keys = _cpu.band_keys(
-        signatures, bands=bands, rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
+        signatures, bands=rng.choice([1, 2, 4]), rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
     )
+    memory_bytes = rng.choice([0, 1 << 20])
+    sorted_bands = [_cpu.sort_band(band, documents, memory_bytes=memory_bytes, workers=2) for band in keys]
+    bands = [damaged(rng, band) for band in sorted_bands]
     buckets = _cpu.Buckets(
-        [keys],
-        documents,
+        bands,
+        count=count,
         scopes=optional(rng, count, np.int32),
         across=optional(rng, count, np.int32),
-        bands=bands + (rng.random() < 0.02),
         window=rng.choice([1, 2, 64]),
+        memory_bytes=rng.choice([0, 300, 1 << 30]),
+        directory="/tmp",
         workers=rng.choice([1, 2]),
     )
     store = _cpu.SetStore(count=count, memory_bytes=rng.choice([0, 1 << 30]), directory="/tmp")

@@ -8,17 +8,30 @@ or little work at all.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Buckets, Decision, SetStore, Shingles, SignedBatch, Stream, ToSign
+from gpudedup.backends.base import (
+    I32,
+    U32,
+    U64,
+    Band,
+    Buckets,
+    Decision,
+    SetStore,
+    Shingles,
+    SignedBatch,
+    Stream,
+    ToSign,
+)
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda.device import Device
-from gpudedup.backends.cuda.match import DeviceBuckets
+from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
@@ -75,22 +88,30 @@ class CudaBackend:
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return self._host.group_content(order, content, within, across)
 
-    def buckets(self, band_keys: list[U64], documents: U32, scopes: I32 | None, across: I32 | None) -> Buckets:
+    def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
         try:
             with self._device.range("match"):
-                return DeviceBuckets(
-                    self._device,
-                    self._stream,
-                    band_keys,
-                    documents,
-                    scopes,
-                    across,
-                    bands=self._params.banding.bands,
-                    window=self._params.bucket_window,
-                    workers=self.workers,
-                )
+                return sort_band(self._device, self._stream, keys, documents)
         except DeviceMemoryError:
-            return self._host.buckets(band_keys, documents, scopes, across)
+            return self._host.band(keys, documents, memory_bytes=memory_bytes)
+
+    def buckets(
+        self,
+        bands: Sequence[Band],
+        count: int,
+        scopes: I32 | None,
+        across: I32 | None,
+        *,
+        memory_bytes: int,
+        directory: str,
+    ) -> Buckets:
+        host = partial(self._host.buckets, bands, count, scopes, across, memory_bytes=memory_bytes, directory=directory)
+        try:
+            with self._device.range("match"):
+                window = self._params.bucket_window
+                return DeviceBuckets(self._device, self._stream, bands, count, scopes, across, window=window, host=host)
+        except DeviceMemoryError:
+            return host()
 
     def set_store(self, count: int, *, memory_bytes: int, directory: str) -> SetStore:
         host = self._host.set_store(count, memory_bytes=memory_bytes, directory=directory)

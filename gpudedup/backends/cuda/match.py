@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, I64, U32, U64
+from gpudedup.backends.base import I32, I64, U32, U64, Band
 from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream, fetched, filled, sent
 from gpudedup.errors import DeviceMemoryError
 
@@ -25,56 +25,65 @@ class Candidates:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Band:
-    """The buckets of one band that hold two documents or more; see gpudedup/kernels/buckets.py."""
+def sort_band(device: Device, stream: Stream, keys: U64, documents: U32) -> Band:
+    """The buckets of one band; keys[document] is the key of each of ``documents``, which are given by rank.
 
-    members: DeviceArray
-    bucket_of: DeviceArray
-    first_slot: DeviceArray
-    lengths: U32
-    """Of its buckets, on the host."""
+    Takes about 60 bytes a document. Raises DeviceMemoryError if that does not fit.
+    """
+    count = len(documents)
+    if count == 0:
+        return Band(np.zeros(0, np.uint32), np.zeros(0, np.uint32))
+    every, places = sent(device, keys, stream), sent(device, documents, stream)
+    ranked = device.alloc(count, np.uint64)
+    order, shared, heads = (device.alloc(count, np.uint32) for _ in range(3))
+    device.for_each("gather_keys", count, [every, places, ranked], stream)
+    device.argsort(ranked, order, stream)
+    device.for_each("mark_shared", count, [ranked, order, shared, heads], stream)
+    slots_before, slot_count = _scanned(device, shared, stream)
+    buckets_before, bucket_count = _scanned(device, heads, stream)
+    members, first_slot = device.alloc(slot_count, np.uint32), device.alloc(bucket_count + 1, np.uint32)
+    args: list[DeviceArray | Scalar] = [order, shared, heads, slots_before, buckets_before, members, first_slot]
+    device.for_each("place_members", count, args, stream)
+    return Band(fetched(device, members, stream), np.diff(fetched(device, first_slot, stream)))
 
 
 class DeviceBuckets:
-    """Documents sorted into buckets, one band at a time: beside what stays, a band takes about 60 bytes a document.
+    """The buckets of all bands: 4 bytes a document and band, and 8 to 12 for each member of a band.
 
-    What stays is 4 bytes a document and band, and 8 to 12 for each document that shares a bucket of the band.
-    Raises DeviceMemoryError if that does not fit.
+    host: makes the same buckets for the CPU. Raises ValueError if a band cannot be one of ``count`` documents, and
+    DeviceMemoryError without room.
     """
 
     def __init__(
         self,
         device: Device,
         stream: Stream,
-        band_keys: list[U64],
-        documents: U32,
+        bands: Sequence[Band],
+        count: int,
         scopes: I32 | None,
         across: I32 | None,
         *,
-        bands: int,
         window: int,
-        workers: int,
+        host: Callable[[], _cpu.Buckets],
     ) -> None:
-        self.count = len(documents)
-        self._bands = bands
-        self._device, self._stream, self._window, self._workers = device, stream, window, workers
-        self._host_scopes, self._host_across = scopes, across
+        self.count, self.on_host = count, host
+        self._bands = len(bands)
+        self._device, self._stream, self._window = device, stream, window
         self._scopes, self._across = self._column(scopes), self._column(across)
-        self._slots = filled(device, bands * self.count, np.uint32, 0xFF, stream)  # NO_SLOT
-        self._bounded = filled(device, self.count, np.uint32, 0, stream)
-        parts = list(self._sort(band_keys, documents, bands)) if self.count else []
-        self._lengths = [part.lengths for part in parts]
-        self._join(parts)
-        most = 2 * window + 1
-        lengths = np.concatenate([np.zeros(0, np.uint32), *self._lengths])
-        self.bounded_buckets = int((lengths > most).sum())
-        self.longest = int(lengths.max(initial=min(self.count, 1)))  # documents without company have a bucket each
-        self.bounded_documents = self._scan(self._bounded)[1] if self.bounded_buckets else 0
-        del self._bounded
-        marks = filled(device, self.count, np.uint32, 0, stream)
+        self._slots = filled(device, len(bands) * count, np.uint32, 0xFF, stream)  # NO_SLOT
+        slots = np.cumsum([0, *(len(band.members) for band in bands)]).astype(np.uint64)
+        buckets = np.cumsum([0, *(len(band.lengths) + 1 for band in bands)]).astype(np.uint64)
+        self._base, self._bucket_base = self._kept(slots), self._kept(buckets)
+        self._members, self._bucket_of = (device.alloc(int(slots[-1]), np.uint32) for _ in range(2))
+        self._first_slot = device.alloc(int(buckets[-1]), np.uint32)
+        bounded = filled(device, count, np.uint32, 0, stream)
+        self.bounded_buckets, self.longest = 0, min(count, 1)  # documents without company have a bucket each
+        for number, band in enumerate(bands):
+            self._take(number, band, int(slots[number]), int(buckets[number]), bounded)
+        self.bounded_documents = _scanned(device, bounded, stream)[1] if self.bounded_buckets else 0
+        marks = filled(device, count, np.uint32, 0, stream)
         device.for_each("mark_members", self._members.size, [self._members, marks], stream)
-        self._shared = np.flatnonzero(self._fetch(marks[: self.count])).astype(np.uint32)
+        self._shared = np.flatnonzero(fetched(device, marks, stream)).astype(np.uint32)
 
     def shared(self) -> U32:
         """The documents that share a bucket with another."""
@@ -94,8 +103,8 @@ class DeviceBuckets:
             try:
                 none_removed = filled(self._device, self.count, np.uint32, 0, self._stream)
                 found = self.block(low, high, none_removed)
-                begins: I64 = self._fetch(found.begins).astype(np.int64)
-                better = self._fetch(found.better[: found.count])
+                begins: I64 = fetched(self._device, found.begins, self._stream).astype(np.int64)
+                better = fetched(self._device, found.better[: found.count], self._stream)
             except DeviceMemoryError:
                 if size == 1:
                     return self.on_host().candidates(first, last)
@@ -123,7 +132,7 @@ class DeviceBuckets:
         bases = [self._base, self._bucket_base]
         buckets = [self._bucket_of, self._first_slot, self._slots]
         device.for_each("count_window", sizes.size, [*where, *bases, *buckets, sizes], stream)
-        before, total = self._scan(sizes)
+        before, total = _scanned(device, sizes, stream)
         pairs = device.alloc(max(1, total), np.uint64)
         begins = device.alloc(block + 1, np.uint64)
         if total == 0:
@@ -136,80 +145,32 @@ class DeviceBuckets:
         device.sort(pairs, stream)
         firsts = device.alloc(total, np.uint32)
         device.for_each("mark_first", total, [pairs, firsts], stream)
-        before, count = self._scan(firsts)
+        before, count = _scanned(device, firsts, stream)
         better = device.alloc(max(1, count), np.uint32)
         device.for_each("place_better", total, [pairs, firsts, before, better], stream)
         device.for_each("find_begins", block + 1, [np.uint32(low), pairs, before, begins], stream)
         return Candidates(begins, better, count)
 
-    def on_host(self) -> _cpu.Buckets:
-        """The same buckets for the CPU."""
-        members = self._fetch(self._members)
-        ends = np.cumsum([0, *(int(lengths.sum()) for lengths in self._lengths)]).tolist()
-        return _cpu.Buckets.of_bands(
-            [members[first:end] for first, end in pairwise(ends)],
-            self._lengths,
-            count=self.count,
-            scopes=self._host_scopes,
-            across=self._host_across,
-            window=self._window,
-            workers=self._workers,
-        )
-
-    def _sort(self, band_keys: list[U64], documents: U32, bands: int) -> list[_Band]:
-        device, stream, count = self._device, self._stream, self.count
-        total = sum(keys.shape[1] for keys in band_keys)
-        places = device.alloc(count, np.uint32)
-        device.upload(np.ascontiguousarray(documents), places, stream)
-        staging = [device.alloc_host(total, np.uint64) for _ in range(2)]  # one is filled while the other is copied
-        copied = [stream.record(), stream.record()]
-        keys, ranked = device.alloc(total, np.uint64), device.alloc(count, np.uint64)
-        order, shared, heads = (device.alloc(count, np.uint32) for _ in range(3))
-        found = []
-        for band in range(bands):
-            host = staging[band % 2]
-            copied[band % 2].synchronize()
-            np.concatenate([batch[band] for batch in band_keys], out=host)
-            device.upload(host, keys, stream)
-            copied[band % 2] = stream.record()
-            device.for_each("gather_keys", count, [keys, places, ranked], stream)
-            device.argsort(ranked, order, stream)
-            device.for_each("mark_shared", count, [ranked, order, shared, heads], stream)
-            slots_before, slot_count = self._scan(shared)
-            buckets_before, bucket_count = self._scan(heads)
-            members, bucket_of = (device.alloc(slot_count, np.uint32) for _ in range(2))
-            first_slot = device.alloc(bucket_count + 1, np.uint32)
-            slots = self._slots[band * count : (band + 1) * count]
-            device.for_each(
-                "place_members",
-                count,
-                [order, shared, heads, slots_before, buckets_before, members, bucket_of, first_slot, slots],
-                stream,
-            )
-            lengths = np.diff(self._fetch(first_slot))
-            most = 2 * self._window + 1
-            if lengths.max(initial=0) > most:
-                args: list[DeviceArray | Scalar] = [members, bucket_of, first_slot, np.uint32(most), self._bounded]
-                device.for_each("mark_bounded", slot_count, args, stream)
-            found.append(_Band(members, bucket_of, first_slot, lengths))
-        return found
-
-    def _join(self, parts: list[_Band]) -> None:
-        """All bands one after another, with where each begins."""
-        slots = np.cumsum([0, *(part.members.size for part in parts)]).astype(np.uint64)
-        buckets = np.cumsum([0, *(part.first_slot.size for part in parts)]).astype(np.uint64)
-        self._base, self._bucket_base = self._kept(slots), self._kept(buckets)
-        self._members, self._bucket_of = (self._device.alloc(max(1, int(slots[-1])), np.uint32) for _ in range(2))
-        self._first_slot = self._device.alloc(max(1, int(buckets[-1])), np.uint32)
-        for part, slot, bucket in zip(parts, slots.tolist(), buckets.tolist(), strict=False):
-            self._copy(part.members, self._members[slot:])
-            self._copy(part.bucket_of, self._bucket_of[slot:])
-            self._copy(part.first_slot, self._first_slot[bucket:])
-        self._members = self._members[: int(slots[-1])]
-        self._stream.synchronize()  # before the parts are given back
-
-    def _copy(self, source: DeviceArray, target: DeviceArray) -> None:
-        self._device.for_each("copy_values", source.size, [source, target], self._stream)
+    def _take(self, number: int, band: Band, base: int, bucket_base: int, bounded: DeviceArray) -> None:
+        """Checks one band and brings it to its place on the device."""
+        device, stream = self._device, self._stream
+        members, lengths = band.members.copy(), band.lengths.copy()  # what is checked: a file may change at any time
+        _cpu.check_band(members, lengths, self.count)
+        first = np.zeros(len(lengths) + 1, np.uint32)
+        np.cumsum(lengths, out=first[1:])
+        slots = self._slots[number * self.count : (number + 1) * self.count]
+        placed, bucket_of = (array[base : base + len(members)] for array in (self._members, self._bucket_of))
+        first_slot = self._first_slot[bucket_base : bucket_base + len(first)]
+        device.upload(members, placed, stream)
+        device.upload(first, first_slot, stream)
+        device.for_each("place_slots", len(members), [placed, first_slot, bucket_of, slots], stream)
+        most = 2 * self._window + 1
+        self.bounded_buckets += int((lengths > most).sum())
+        self.longest = max(self.longest, int(lengths.max(initial=0)))
+        if lengths.max(initial=0) > most:
+            args: list[DeviceArray | Scalar] = [placed, bucket_of, first_slot, np.uint32(most), bounded]
+            device.for_each("mark_bounded", len(members), args, stream)
+        stream.synchronize()  # before the copies are given back
 
     def _column(self, values: I32 | None) -> DeviceArray:
         return self._kept(np.zeros(1, np.int32) if values is None else np.ascontiguousarray(values, np.int32))
@@ -220,11 +181,9 @@ class DeviceBuckets:
         self._stream.synchronize()
         return array
 
-    def _scan(self, values: DeviceArray) -> tuple[DeviceArray, int]:
-        """Prefix sums, and their total on the host."""
-        sums = self._device.alloc(values.size + 1, np.uint64)
-        self._device.scan(values, sums, self._stream)
-        return sums, int(self._fetch(sums[values.size :])[0])
 
-    def _fetch(self, array: DeviceArray) -> HostArray:
-        return fetched(self._device, array, self._stream)
+def _scanned(device: Device, values: DeviceArray, stream: Stream) -> tuple[DeviceArray, int]:
+    """Prefix sums, and their total on the host."""
+    sums = device.alloc(values.size + 1, np.uint64)
+    device.scan(values, sums, stream)
+    return sums, int(fetched(device, sums[values.size :], stream)[0])
