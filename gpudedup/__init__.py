@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpudedup.api import Run, deduplicate, plan, run
+    from gpudedup.api import Run, advance, begin, deduplicate, plan, run, status
     from gpudedup.audit import Audit
+    from gpudedup.engines.status import Status
     from gpudedup.errors import (
         ArtefactError,
         DeviceError,
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     )
     from gpudedup.params import SPEC, Params
     from gpudedup.planning import Plan
-    from gpudedup.result import Result, Summary
+    from gpudedup.result import Result
     from gpudedup.streaming import Deduplicator
+    from gpudedup.summary import Summary
 
     __version__: str
 
@@ -41,6 +43,7 @@ __all__ = [
     "GpudedupError",
     "GuardError",
     "InputError",
+    "LockedError",
     "MemoryLimitError",
     "OutputError",
     "ParameterError",
@@ -48,18 +51,24 @@ __all__ = [
     "Plan",
     "Result",
     "Run",
+    "Status",
     "Summary",
+    "advance",
+    "begin",
     "deduplicate",
     "plan",
     "run",
+    "status",
 ]
 
 # Where names live. They are imported at their first use, so that `import gpudedup` and `gpudedup --version` are quick.
 _HOMES = {
-    **dict.fromkeys(("Run", "deduplicate", "plan", "run"), "gpudedup.api"),
+    **dict.fromkeys(("Run", "advance", "begin", "deduplicate", "plan", "run", "status"), "gpudedup.api"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "gpudedup.errors"),
     **dict.fromkeys(("SPEC", "Params"), "gpudedup.params"),
-    **dict.fromkeys(("Result", "Summary"), "gpudedup.result"),
+    "Result": "gpudedup.result",
+    "Status": "gpudedup.engines.status",
+    "Summary": "gpudedup.summary",
     "Audit": "gpudedup.audit",
     "Plan": "gpudedup.planning",
     "Deduplicator": "gpudedup.streaming",

@@ -80,6 +80,7 @@ class Decision:
     @property
     def compared(self) -> int: ...
 
+def decision_of(keeper: _U32, part: _U64, whole: _U64, compared: int) -> Decision: ...
 def verify(
     buckets: Buckets,
     *,

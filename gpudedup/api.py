@@ -5,20 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gpudedup.audit import Audit, audit
+from gpudedup.engines.durable import VERBS, changed, drive, is_finished
 from gpudedup.engines.local import Budget, run_stages, silent
+from gpudedup.engines.status import Status
+from gpudedup.engines.status import status as run_status
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths, open_source
+from gpudedup.io.paths import find_files
 from gpudedup.params import Params, make_params
 from gpudedup.planning import Plan, make_plan
-from gpudedup.result import Result, Summary
+from gpudedup.result import Result
 from gpudedup.stages.apply import new_run
-from gpudedup.stages.sign import Progress, columns_needed
+from gpudedup.stages.sign import Progress, check_types, columns_needed
+from gpudedup.store import manifest as manifests
 from gpudedup.store import run_directory as store
+from gpudedup.store.lock import Lock, Tell, unheard
+from gpudedup.summary import Summary
 
 
 def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Result:
@@ -55,28 +63,112 @@ def run(
     output: str = "kept",
     engine: str = "local",
     progress: Progress = silent,
+    tell: Tell = unheard,
     **options: Any,
 ) -> Run:
     """Deduplicate files into a directory: removed/, kept/ (or keep_mask/) and manifest.json.
 
-    inputs: paths, globs and directories of Parquet, Arrow IPC, JSONL, CSV, TSV or plain text files (the last four also
-    .gz, .zst), all of one format (CSV and TSV may be mixed). out: a new or empty directory; whatever ends the run
-    early, nothing half-written stays in it. output: "kept" writes the input without removals, with the same relative
-    file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
-    Options are those of `deduplicate`.
+    What is finished of it is committed as it goes. Called again with the same arguments after anything ended it early,
+    it goes on from there, and ends with the same bytes; with more input files, it signs only those.
 
-    Raises what `deduplicate` does, GuardError before anything is written, and OutputError if ``out`` is taken or
-    cannot be written.
+    inputs: paths, globs and directories of Parquet, Arrow IPC, JSONL, CSV, TSV or plain text files (the last four also
+    .gz, .zst), all of one format (CSV and TSV may be mixed). out: a new or empty directory, or one that holds this run
+    already. output: "kept" writes the input without removals, with the same relative
+    file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
+    tell: called with a line that a user should see, such as that another process held the directory. Options are those
+    of `deduplicate`.
+
+    Raises what `deduplicate` does, GuardError before results are written, OutputError if ``out`` is taken or cannot be
+    written, ArtefactError if it holds a run of other parameters, of files that are gone or were changed, or is damaged,
+    and LockedError while another process drives it.
     """
     params = _checked(engine, options)
+    store.check_output(output)
     paths = _paths(inputs)
     if not isinstance(out, str | os.PathLike):
         raise ParameterError(f"out must be the path of a directory, got {out!r}")
+    done = _finished(paths, out, params, output)
+    if done is None:
+        _drive(paths, out, output, params, "apply", progress, tell)
+    return done or Run.open(out)
+
+
+def begin(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    output: str = "kept",
+    progress: Progress = silent,
+    tell: Tell = unheard,
+    **options: Any,
+) -> Status:
+    """The first stage of `run` with these arguments, `sign`, and no more; `advance` goes on. Raises what `run` does."""
+    params = _checked("local", options)
+    store.check_output(output)
+    _drive(_paths(inputs), out, output, params, "sign", progress, tell)
+    return status(out)
+
+
+def advance(
+    path: str | os.PathLike[str],
+    stage: str,
+    *,
+    progress: Progress = silent,
+    tell: Tell = unheard,
+    **changes: Any,
+) -> Status:
+    """Continue a run up to ``stage``: "sign", "match", "verify", "decide" or "apply". What is done is not done again.
+
+    changes: parameters of which the stages before ``stage`` do not depend, so that nothing is signed, or compared,
+    again: match: keep, within, across, bucket_window, id_column; verify: verify, clustering, threshold; decide:
+    threshold, drop_empty, guard_column, max_removed; apply: output. A threshold may rise over that of the bands. And
+    for any stage: device, workers, memory, tmp. Results of an earlier decision go when another is taken.
+
+    Raises what `run` does; ParameterError for what cannot be changed here; and, for a decision at a threshold whose
+    similarities are not all known, ParameterError that says how many documents `verify` would read.
+    """
+    if stage not in VERBS:
+        raise ParameterError(f"stage must be one of {', '.join(VERBS)}, got {stage!r}")
+    folder = Path(path)
+    manifest = manifests.read(folder, unfinished=True)
+    params, output = changed(manifest, stage, changes)
+    inputs = [entry.path for entry in manifest.inputs]
+    inputs += [entry.shard for entry in manifest.skipped if entry.first_row is None]
+    _drive(inputs, folder, output, params, stage, progress, tell, changing=True)
+    return status(folder)
+
+
+def status(path: str | os.PathLike[str]) -> Status:
+    """How far a run is. Raises ArtefactError if ``path`` holds none."""
+    return run_status(Path(path))
+
+
+def _finished(paths: list[str], out: str | os.PathLike[str], params: Params, output: str) -> Run | None:
+    """The run in ``out`` if it is complete and of these arguments."""
+    folder = Path(out)
+    if not store.holds_run(folder):
+        return None
+    manifest = manifests.read(folder, unfinished=True)
+    if manifest.output != output or not is_finished(folder, manifest, find_files(paths), params):
+        return None
+    return Run(folder, manifest)
+
+
+def _drive(
+    paths: list[str],
+    out: str | os.PathLike[str],
+    output: str,
+    params: Params,
+    until: str,
+    progress: Progress,
+    tell: Tell,
+    changing: bool = False,
+) -> None:
     source = open_paths(paths, **_reading(params))
-    with closing(source), new_run(out, source, paths, output) as directory:
-        result = Result(run_stages(source, params, progress=progress))
-        result.write(directory, progress)
-    return Run.open(out)
+    with closing(source):
+        check_types(source, params)
+        with new_run(out, source, paths, output, resumable=True) as directory, Lock(directory.path, tell) as lock:
+            drive(directory, source, params, lock, progress, until, changing=changing)
 
 
 def plan(

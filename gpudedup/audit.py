@@ -223,10 +223,6 @@ def audit(
 def _check_files(run: Run, rows: _Rows, found: _Findings, done: _Count) -> set[str]:
     """Paths of the outputs that are as the manifest says; problems for others, missing and surplus ones."""
     manifest = run.manifest
-    if not manifest.checksum:
-        found.not_checked.append(f"{manifests.NAME}: it was written without a checksum of its own")
-    elif not manifests.is_as_written(run.path, manifest):
-        found.artefact(f"{run.path / manifests.NAME} is not what was written: its checksum differs; {RESTORE}")
     done.count = 1
     whole = set()
     for entry in manifest.outputs:
@@ -237,13 +233,13 @@ def _check_files(run: Run, rows: _Rows, found: _Findings, done: _Count) -> set[s
         except ArtefactError as error:
             found.artefact(f"{error}; {RESTORE}")
     listed = {entry.path for entry in manifest.outputs}
-    for kind in manifests.KINDS:
+    for kind in manifests.RESULTS:
         for folder, _, names in os.walk(run.path / kind):
             for name in names:
                 path = Path(folder, name)
                 if path.relative_to(run.path).as_posix() not in listed:
                     found.artefact(f"{path} is no file of the run: move it elsewhere")
-    shards = {kind: {entry.shard for entry in manifest.outputs if entry.kind == kind} for kind in manifests.KINDS}
+    shards = {kind: {entry.shard for entry in manifest.outputs if entry.kind == kind} for kind in manifests.RESULTS}
     expected = {"removed", *({"kept": ["kept"], "mask": ["keep_mask"]}.get(manifest.output, []))}
     for kind in sorted(expected):
         missing = set(rows.names) - shards[kind]
@@ -412,7 +408,7 @@ def _check_against_input(
     try:
         with found.check("ranks and contents") as done:
             signed = sign(source, params, backend, cache_bytes=budget.cache_bytes, progress=progress)
-            signed.band_keys.clear()
+            signed.signatures.forget_keys()
             if not np.array_equal(first_rows(source.shards, signed.shard_first), rows.first):
                 found.input(
                     f"the input has other rows than the run read, {signed.rows} in all; put it back, or run again"
@@ -435,7 +431,7 @@ def _check_against_input(
                 else:
                     parts = _equal_lanes(removals, measured, signed)
                 _compare(rows, removals, measured, parts, params, found)
-        signed.lanes.clear()
+        del signed
         release_memory()
         _check_outputs(run, rows, keep, source, params, whole, found)
     except InputError as error:
@@ -498,14 +494,15 @@ def _shared_shingles(
 
 def _equal_lanes(removals: _Removals, measured: npt.NDArray[np.intp], signed: Signed) -> Iterator[tuple[int, int, int]]:
     """(removal, equal lanes, lanes)."""
-    ends = np.cumsum([0, *map(len, signed.lanes)])
+    batches = [groups[0] for groups in signed.signatures.lanes]
+    ends = np.cumsum([0, *map(len, batches)])
 
     def lanes_of(positions: I64) -> U32:
         batch = np.searchsorted(ends, positions, side="right") - 1
-        out = np.empty((len(positions), signed.lanes[0].shape[1]), np.uint32)
+        out = np.empty((len(positions), batches[0].shape[1]), np.uint32)
         for number in np.unique(batch).tolist():
             here = batch == number
-            out[here] = signed.lanes[number][positions[here] - ends[number]]
+            out[here] = batches[number][positions[here] - ends[number]]
         return out
 
     for start in range(0, len(measured), PAIRS_AT_ONCE):

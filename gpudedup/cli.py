@@ -1,7 +1,8 @@
-"""The command line: run, plan, info, explain, audit. Messages on stderr, data and --json on stdout.
+"""The command line. Messages on stderr, data and --json on stdout.
 
 Whatever is slow to import is imported inside the commands. Exit codes: 0 done; 1 failed; 2 usage or bad parameters;
-3 input; 4 artefacts; 5 device; 130 and 143 stopped by SIGINT or SIGTERM.
+3 input; 4 artefacts; 5 device; 85 a run was stopped by a signal and can be continued; 130, 138 and 143 what cannot be
+continued was stopped by SIGINT, SIGUSR1 or SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from gpudedup.api import Run
     from gpudedup.audit import Audit
     from gpudedup.display import Change, Key
+    from gpudedup.engines.status import Status
     from gpudedup.explain import Document, Explanation
     from gpudedup.params import Params
     from gpudedup.planning import Plan
@@ -44,8 +46,15 @@ app = typer.Typer(
 )
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What stops a command; batch systems send SIGUSR1 ahead of a time limit."""
+
+RESUMABLE = 85
+"""Exit code of a run that was stopped and can be continued."""
+
+
 class Stopped(BaseException):
-    """SIGINT or SIGTERM: unwinds the stack, so that everything unfinished is cleaned up.
+    """One of SIGNALS: unwinds the stack, so that everything unfinished is cleaned up.
 
     No KeyboardInterrupt, which typer would answer itself.
     """
@@ -65,7 +74,7 @@ def main() -> NoReturn:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # the clean-up that now begins is not to be stopped half-way
+    for number in SIGNALS:  # the clean-up that now begins is not to be stopped half-way
         signal.signal(number, signal.SIG_IGN)
     raise Stopped(signum)
 
@@ -75,7 +84,7 @@ def answering() -> Iterator[None]:
     """Errors and signals become one line on stderr and an exit code."""
     from gpudedup.errors import GpudedupError
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
     try:
@@ -85,7 +94,11 @@ def answering() -> Iterator[None]:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except Stopped as stopped:
-        _say(f"stopped by {signal.Signals(stopped.signum).name}; what was unfinished has been removed")
+        name = signal.Signals(stopped.signum).name
+        if _resumable:
+            _say(f"stopped by {name}; what is finished stays, and the same command goes on from there")
+            sys.exit(RESUMABLE)
+        _say(f"stopped by {name}; what was unfinished has been removed")
         sys.exit(128 + stopped.signum)
     except GpudedupError as error:
         _say(str(error))
@@ -99,6 +112,19 @@ def answering() -> Iterator[None]:
     except OSError as error:
         _say(str(error))
         sys.exit(1)
+
+
+_resumable = False
+"""Whether the command that is going on is one that can be continued."""
+
+
+@contextmanager
+def _continuable() -> Iterator[None]:
+    """What is stopped in this block can be continued."""
+    global _resumable
+    _resumable = True
+    yield
+    _resumable = False
 
 
 def _say(message: str) -> None:
@@ -229,7 +255,7 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="RUN",
-        help="Directory for the results; new, or empty.",
+        help="Directory for the results; new, empty, or of this run, which is then continued.",
         show_default=False,
         rich_help_panel=OUTPUT,
     ),
@@ -456,16 +482,179 @@ def run(
     memory: Memory = None,
     tmp: Tmp = None,
 ) -> None:
-    """Deduplicate INPUT: write the kept documents, the removals with their proofs, and a manifest to RUN."""
+    """Deduplicate INPUT: write the kept documents, the removals with their proofs, and a manifest to RUN.
+
+    What is finished is committed as it goes. Stopped in whatever way, the same command goes on from there.
+    """
     import gpudedup
 
-    with _progress() as progress:
-        done = gpudedup.run(inputs, out, progress=progress, **_options(context, config))
+    with _continuable(), _progress() as progress:
+        done = gpudedup.run(inputs, out, progress=progress, tell=_say, **_options(context, config))
     _tell_skipped(done)
     if as_json:
         _print_json({"run": str(done.path), **done.summary().asdict()})
     else:
         _show_run(done)
+
+
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)]
+
+
+@app.command(no_args_is_help=True)
+def sign(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...|RUN", help="As for run; or a run that was begun.", show_default=False),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="RUN",
+            help="The directory of the run, with INPUT.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    output: Output = None,
+    on_error: OnError = None,
+    config: Config = None,
+    as_json: Json = False,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    fold: Fold = None,
+    drop_empty: DropEmpty = None,
+    threshold: Threshold = None,
+    recall: Recall = None,
+    shingle: Shingle = None,
+    verify: Verify = None,
+    num_perm: NumPerm = None,
+    bands: Bands = None,
+    rows: Rows = None,
+    seed: Seed = None,
+    bucket_window: BucketWindow = None,
+    keep: Keep = None,
+    within: Within = None,
+    across: Across = None,
+    max_removed: MaxRemoved = None,
+    guard_column: GuardColumn = None,
+    clustering: Clustering = None,
+    device: Device = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Begin a run and do its first stage: read and sign every document. Or continue that stage of RUN."""
+    import gpudedup
+    from gpudedup.errors import ParameterError
+
+    options = _options(context, config)
+    with _continuable(), _progress() as progress:
+        if out is not None:
+            found = gpudedup.begin(inputs, out, progress=progress, tell=_say, **options)
+        elif len(inputs) == 1:
+            found = gpudedup.advance(inputs[0], "sign", progress=progress, tell=_say, **options)
+        else:
+            raise ParameterError("no directory for the run was given; name it with --out")
+    _show_status(found, as_json)
+
+
+@app.command(no_args_is_help=True)
+def match(
+    context: typer.Context,
+    path: RunPath,
+    as_json: Json = False,
+    id_column: IdColumn = None,
+    keep: Keep = None,
+    within: Within = None,
+    across: Across = None,
+    bucket_window: BucketWindow = None,
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Find candidates of RUN; by another rule or scope if one is given: nothing is signed again."""
+    _advance(context, path, "match", as_json)
+
+
+@app.command(no_args_is_help=True)
+def verify(
+    context: typer.Context,
+    path: RunPath,
+    as_json: Json = False,
+    threshold: Threshold = None,
+    verify: Verify = None,
+    clustering: Clustering = None,
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Compare the candidates of RUN; at a higher threshold if one is given: only what that leaves open is compared."""
+    _advance(context, path, "verify", as_json)
+
+
+@app.command(no_args_is_help=True)
+def decide(
+    context: typer.Context,
+    path: RunPath,
+    as_json: Json = False,
+    threshold: Threshold = None,
+    drop_empty: DropEmpty = None,
+    max_removed: MaxRemoved = None,
+    guard_column: GuardColumn = None,
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Decide who stays in RUN; at a higher threshold if one is given, as far as that takes no text."""
+    _advance(context, path, "decide", as_json)
+
+
+@app.command(no_args_is_help=True)
+def apply(
+    context: typer.Context,
+    path: RunPath,
+    as_json: Json = False,
+    output: Output = None,
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = None,
+    tmp: Tmp = None,
+) -> None:
+    """Write the results of RUN: removals, kept documents or masks, and the manifest."""
+    _advance(context, path, "apply", as_json)
+
+
+@app.command(no_args_is_help=True)
+def status(path: RunPath, as_json: Json = False) -> None:
+    """Show how far RUN is, and which process is at it."""
+    import gpudedup
+
+    _show_status(gpudedup.status(path), as_json)
+
+
+def _advance(context: typer.Context, path: str, stage: str, as_json: bool) -> None:
+    import gpudedup
+
+    options = _options(context, None)
+    with _continuable(), _progress() as progress:
+        found = gpudedup.advance(path, stage, progress=progress, tell=_say, **options)
+    _show_status(found, as_json)
+
+
+def _show_status(found: Status, as_json: bool) -> None:
+    from gpudedup.display import console, facts, status_rows
+
+    if as_json:
+        _print_json(found.asdict())
+    else:
+        console(sys.stdout).print(facts(status_rows(found)))
 
 
 @app.command(no_args_is_help=True)
@@ -528,7 +717,7 @@ def _show_plan(found: Plan) -> None:
 
 def _options(context: typer.Context, config: Path | None) -> dict[str, Any]:
     """The parameters from --config and the options given, which win."""
-    own = ("inputs", "out", "config", "as_json")
+    own = ("inputs", "path", "out", "config", "as_json")
     given = {name: value for name, value in context.params.items() if name not in own and value is not None}
     return {**(_read_config(config) if config else {}), **given}
 
@@ -711,7 +900,7 @@ def _show_info(facts_of: dict[str, Any], params: Params) -> None:
 
 @app.command(no_args_is_help=True)
 def explain(
-    path: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    path: RunPath,
     document: Annotated[
         str,
         typer.Argument(
@@ -786,7 +975,7 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
 
 @app.command(no_args_is_help=True)
 def audit(
-    path: Annotated[str, typer.Argument(metavar="RUN", help="The directory of a run.", show_default=False)],
+    path: RunPath,
     as_json: Json = False,
     workers: Workers = None,
     memory: Memory = None,

@@ -20,8 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from gpudedup.engines.status import Status
     from gpudedup.planning import Estimate, Plan
-    from gpudedup.result import Summary
+    from gpudedup.summary import Summary
 
 SIDE_BY_SIDE_COLUMNS = 72
 """A narrower terminal shows two texts one below the other."""
@@ -285,6 +286,18 @@ def gpu_rows(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
 def s_curve_line(s_curve: Sequence[tuple[float, float]]) -> str:
     """``0.60:0.400  0.65:0.595 ...``: similarity and the chance to be compared."""
     return "  ".join(f"{similarity:.2f}:{chance:.3f}" for similarity, chance in s_curve)
+
+
+def status_rows(status: Status) -> list[tuple[str, str]]:
+    """How far a run is."""
+    rows = [("run", one_line(status.run)), ("state", status.state), ("input", f"{status.files:,} files")]
+    for stage in status.stages:
+        of = "?" if stage.tasks is None else f"{stage.tasks:,}"
+        size = f", {stage.artefact_bytes / 1e6:,.1f} MB" if stage.artefact_bytes else ""
+        rows.append((stage.name, f"{stage.done:,} of {of} tasks{size}, {stage.seconds:,.1f} s"))
+    if status.owner is not None:
+        rows.append(("driven by", one_line(f"{status.owner.host}, process {status.owner.pid}")))
+    return rows
 
 
 def summary_rows(summary: Summary) -> list[tuple[str, str]]:

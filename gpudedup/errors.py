@@ -37,6 +37,10 @@ class OutputError(GpudedupError):
     """Results cannot be written: no space, no permission, or the place is taken."""
 
 
+class LockedError(GpudedupError):
+    """Another process drives the same run."""
+
+
 class GuardError(GpudedupError):
     """More would be removed than ``max_removed`` allows."""
 

@@ -205,14 +205,17 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         return Banding(self.bands, self.rows)
 
-    def with_threshold(self, threshold: float) -> Params:
-        """These parameters at a higher threshold over the same bands (spec 9: ``at``)."""
+    def with_threshold(self, threshold: float, lowest: float | None = None) -> Params:
+        """These parameters at another threshold over the same bands (spec 9: ``at``), which were chosen for ``lowest``,
+        or for this one.
+        """
+        lowest = self.threshold if lowest is None else lowest
         if not isinstance(threshold, float | int):
-            raise ParameterError(f"at() takes a threshold from {self.threshold} to 1, got {threshold!r}")
-        if threshold < self.threshold:
+            raise ParameterError(f"at() takes a threshold from {lowest} to 1, got {threshold!r}")
+        if threshold < lowest:
             raise ParameterError(
-                f"at({threshold}) is below this run's threshold {self.threshold}, whose bands were chosen for it; "
-                f"run again with threshold={threshold}"
+                f"threshold {threshold} is below {lowest}, which the bands of this run were chosen for; run again with "
+                f"threshold={threshold}"
             )
         bands, rows = self.banding
         return msgspec.structs.replace(self, threshold=threshold, bands=bands, rows=rows)

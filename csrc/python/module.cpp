@@ -266,6 +266,21 @@ py::tuple decision_arrays(const Decision& decision) {
                         to_array(std::move(whole)));
 }
 
+/// The decision that `decision_arrays` gave.
+Decision decision_of(Array<uint32_t> keeper, Array<uint64_t> part, Array<uint64_t> whole, uint64_t compared) {
+  size_t count = static_cast<size_t>(keeper.size());
+  require(static_cast<size_t>(part.size()) == count && static_cast<size_t>(whole.size()) == count,
+          "keeper, part and whole must have one value a document");
+  Decision decision;
+  decision.compared = compared;
+  for (size_t i = 0; i < count; ++i) {
+    require(keeper.data()[i] == NONE || keeper.data()[i] < i, "a keeper must be a document of better rank");
+    decision.keeper.push_back(keeper.data()[i]);
+    decision.similarity.push_back({part.data()[i], whole.data()[i]});
+  }
+  return decision;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -376,6 +391,7 @@ PYBIND11_MODULE(_cpu, m) {
       .def_property_readonly("bytes_on_disk", &SetStore::bytes_on_disk);
 
   py::class_<Decision>(m, "Decision").def("arrays", decision_arrays).def_readonly("compared", &Decision::compared);
+  m.def("decision_of", decision_of, "keeper"_a, "part"_a, "whole"_a, "compared"_a);
   m.def("verify", verify, "buckets"_a, py::kw_only(), "components"_a, "threshold_ppm"_a, "sets"_a.none(true),
         "lanes"_a.none(true), "documents"_a, "leader"_a, "prior"_a.none(true), "workers"_a);
   m.def(

@@ -48,6 +48,10 @@ class SignedBatch:
     shingles: Shingles | None
 
 
+LaneGroups = Sequence[U32]
+"""Signatures of a batch: uint32[n, width] for each group of consecutive lanes, all but the last of one width."""
+
+
 @dataclass(frozen=True, slots=True)
 class Band:
     """The buckets of one band that hold two documents or more; the same from every backend.

@@ -95,7 +95,7 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
     with seconds.stage("match"):
         progress("match", signed.rows, 0)
         matched = match(signed, params, backend, memory_bytes=budget.bucket_bytes, tmp=budget.tmp)
-        signed.band_keys.clear()  # the buckets hold what they said
+        signed.signatures.forget_keys()
         release_memory()
     with seconds.stage("verify"):
         provider = ShingleSets(source, signed, params, backend)
@@ -104,7 +104,7 @@ def run_stages(source: Source, params: Params, *, progress: Progress = silent) -
         )
         release_memory()
     with seconds.stage("decide"):
-        decided = decide(signed, matched, verified, params)
+        decided = decide(signed, matched.grouped, verified, params)
         check_guard(signed, decided, params)
     return Outcome(source, params, backend, signed, matched, verified, decided, seconds)
 
@@ -126,5 +126,5 @@ def decide_again(outcome: Outcome, threshold: float) -> Outcome:
             prior=outcome.verified,
         )
     with seconds.stage("decide"):
-        decided = decide(outcome.signed, outcome.matched, verified, params)
+        decided = decide(outcome.signed, outcome.matched.grouped, verified, params)
     return Outcome(outcome.source, params, outcome.backend, outcome.signed, outcome.matched, verified, decided, seconds)

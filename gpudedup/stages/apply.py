@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,12 @@ from gpudedup.io.source import DocumentFiles, RowFile, Source, first_rows, input
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
 from gpudedup.stages.sign import Signed
+from gpudedup.store.manifest import OutputEntry
 from gpudedup.store.run_directory import RunDirectory
-from gpudedup.store.stopping import checkpoint, heed
+from gpudedup.store.stopping import Submit, results, stoppable_threads
 
 FILES_AT_ONCE = 500
 """Small files that one task copies."""
-
-Task = Callable[[], Any]
 
 
 def removed_table(
@@ -86,81 +84,71 @@ def _names(file_names: Sequence[str], shard: I64, null: npt.NDArray[np.bool_] | 
     return pa.array(file_names, pa.string()).take(pa.array(shard, pa.int64(), mask=null))
 
 
-def new_run(out: str | os.PathLike[str], source: Source, inputs: Sequence[str], output: str) -> RunDirectory:
+def new_run(
+    out: str | os.PathLike[str], source: Source, inputs: Sequence[str], output: str, *, resumable: bool = False
+) -> RunDirectory:
     """``RunDirectory.create`` for a source, found by ``inputs``."""
     names = [name for name, _ in input_files(source.shards)]
     one_table = any(isinstance(shard, DocumentFiles) for shard in source.shards)
-    return RunDirectory.create(out, names, inputs, output, one_table)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[Callable[[Iterable[Task]], None]]:
-    """A function that performs tasks, ``count`` at a time, and raises what the first one to fail raised.
-
-    Then, or when the block is left for another reason, tasks that are going on end at their next checkpoint, and none
-    is going on any more when this ends.
-    """
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="gpudedup-apply", initializer=heed, initargs=(stop,))
-    changed = threading.Condition()
-    going_on: set[Task] = set()
-
-    def watched(task: Task) -> None:
-        with changed:
-            checkpoint()
-            going_on.add(task)
-        try:
-            task()
-        finally:
-            with changed:
-                going_on.remove(task)
-                changed.notify_all()
-
-    def perform(tasks: Iterable[Task]) -> None:
-        jobs = [pool.submit(watched, task) for task in tasks]
-        done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-        for job in jobs:
-            if job in done:
-                job.result()
-
-    try:
-        yield perform
-    finally:
-        with changed:  # the pool does not know a thread that it was starting when a signal came in between
-            stop.set()
-            changed.wait_for(lambda: not going_on)
-        pool.shutdown(cancel_futures=True)
+    return RunDirectory.create(out, names, inputs, output, one_table, resumable)
 
 
 def write_all(
     directory: RunDirectory, source: Source, signed: Signed, decided: Decided, removed: pa.Table, workers: int
-) -> None:
+) -> list[OutputEntry]:
     """Write the removals of all shards, and what is kept of them or their masks. Raises OutputError and InputError."""
+    with stoppable_threads(workers, "gpudedup-apply") as submit:
+        parts = list(removed_parts(signed, removed, decided))
+        futures = [
+            future
+            for number, part in enumerate(parts)
+            for future in write_shard(directory, source, number, signed, decided, part, submit)
+        ]
+        return [entry for entries in results(futures) for entry in entries]
+
+
+def removed_parts(signed: Signed, removed: pa.Table, decided: Decided) -> Iterator[pa.Table]:
+    """The removals of each shard."""
     cuts = np.searchsorted(decided.removed, signed.shard_first)
-    tasks: list[Task] = []
-    with _threads(workers) as perform:
-        for number, shard in enumerate(source.shards):
-            first, last = signed.shard_first[number : number + 2]
-            keep = decided.keep[first:last]
-            part = removed.slice(cuts[number], cuts[number + 1] - cuts[number])
-            tasks.append(partial(directory.write_removed, shard.name, part))
-            if isinstance(shard, DocumentFiles):
-                names = [file.path for file in shard.files]
-                if directory.output == "kept":
-                    with directory.kept_files() as write:
-                        kept = [shard.files[row] for row in np.flatnonzero(keep).tolist()]
-                        pieces = (kept[at : at + FILES_AT_ONCE] for at in range(0, len(kept), FILES_AT_ONCE))
-                        perform(partial(_copy, piece, write) for piece in pieces)
-            else:
-                names = None
-                if directory.output == "kept":
-                    write_kept = partial(shard.write_kept, keep)
-                    tasks.append(partial(directory.write_kept, shard.name, write_kept, int(keep.sum())))
-            if directory.output == "mask":
-                tasks.append(partial(directory.write_mask, shard.name, keep, names))
-        perform(tasks)
+    for first, last in pairwise(cuts.tolist()):
+        yield removed.slice(first, last - first)
 
 
-def _copy(files: Sequence[RowFile], write: Callable[[str, Iterable[bytes]], None]) -> None:
-    for file in files:
-        write(file.path, file.blocks())
+def write_shard(
+    directory: RunDirectory,
+    source: Source,
+    number: int,
+    signed: Signed,
+    decided: Decided,
+    removed: pa.Table,
+    submit: Submit,
+) -> list[Future[list[OutputEntry]]]:
+    """Have the files of one shard written: its removals, and what is kept of it or its mask."""
+    shard = source.shards[number]
+    first, last = signed.shard_first[number : number + 2]
+    keep = decided.keep[first:last]
+    names = None
+    futures = [submit(partial(_one, directory.write_removed, shard.name, removed))]
+    if isinstance(shard, DocumentFiles):
+        names = [file.path for file in shard.files]
+        if directory.output == "kept":
+            with directory.kept_files() as write:
+                kept = [shard.files[row] for row in np.flatnonzero(keep).tolist()]
+                pieces = (kept[at : at + FILES_AT_ONCE] for at in range(0, len(kept), FILES_AT_ONCE))
+                copies = [submit(partial(_copy, piece, write)) for piece in pieces]
+                results(copies)
+            futures += copies
+    elif directory.output == "kept":
+        write_kept = partial(shard.write_kept, keep)
+        futures.append(submit(partial(_one, directory.write_kept, shard.name, write_kept, int(keep.sum()))))
+    if directory.output == "mask":
+        futures.append(submit(partial(_one, directory.write_mask, shard.name, keep, names)))
+    return futures
+
+
+def _one(write: Callable[..., OutputEntry], *args: Any) -> list[OutputEntry]:
+    return [write(*args)]
+
+
+def _copy(files: Sequence[RowFile], write: Callable[[str, Iterable[bytes]], OutputEntry]) -> list[OutputEntry]:
+    return [write(file.path, file.blocks()) for file in files]

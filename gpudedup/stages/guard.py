@@ -53,8 +53,8 @@ def check_guard(signed: Signed, decided: Decided, params: Params) -> None:
             way_out = f'raise max_removed, use a higher threshold, or compare only within="{params.guard_column}"'
     if too_much:
         raise GuardError(
-            f"more than max_removed={params.max_removed:g} would be removed: {', '.join(too_much)}; nothing was "
-            f"written; {way_out}"
+            f"more than max_removed={params.max_removed:g} would be removed: {', '.join(too_much)}; results "
+            f"are not written; {way_out}"
         )
 
 

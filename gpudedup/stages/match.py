@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.backends.base import I32, U32, Backend, Buckets
+from gpudedup.backends.base import I32, U32, U64, Backend, Band, Buckets
 from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
@@ -16,28 +17,45 @@ from gpudedup.stages.spill import spill_errors
 
 
 @dataclass
-class Matched:
-    """Who is compared with whom. A *representative* is the best-ranked document of its content (and scope)."""
+class Grouped:
+    """Who may be compared. A *representative* is the best-ranked document of its content (and scope).
+
+    A document is its input position; those of earlier runs follow, from ``Signed.rows`` on, and rank first.
+    """
 
     order: U32
-    """Input positions of all documents with units, by rank."""
+    """All documents with units, by rank."""
     leader: U32
     """[len(order)]: the place in ``order`` of each one's representative."""
     representatives: U32
-    """Input positions of the representatives, by rank: what the buckets hold."""
+    """By rank: what the buckets hold."""
+    fixed: int
+    """As many of them, the first, are of earlier runs: they stay and are not compared with each other."""
     equal_content: U32 | None
     """With ``across``: the place in ``representatives`` of the best-ranked of the same content; else None."""
+    scope_keys: U64 | None
+    """By document, with ``within``."""
+    within: I32 | None
+    """Numbers for the values of ``within`` and ``across``, by representative."""
+    across: I32 | None
+
+
+@dataclass
+class Matched:
+    """Who is compared with whom."""
+
+    grouped: Grouped
     buckets: Buckets
 
     def candidates(self) -> pa.Table:
         """All candidate pairs: (better, worse) input positions, each pair once."""
-        count = len(self.representatives)
-        better, worse = self.buckets.candidates(0, count)
+        representatives, equal_content = self.grouped.representatives, self.grouped.equal_content
+        better, worse = self.buckets.candidates(0, len(representatives))
         pairs = np.stack([better, worse], axis=1)
-        if self.equal_content is not None:
-            pairs = np.concatenate([pairs, _pairs_of_equal(self.equal_content)])
+        if equal_content is not None:
+            pairs = np.concatenate([pairs, _pairs_of_equal(equal_content)])
             pairs = np.unique(pairs, axis=0)
-        positions = self.representatives.astype(np.int64)
+        positions = representatives.astype(np.int64)
         return pa.table({"better": positions[pairs[:, 0]], "worse": positions[pairs[:, 1]]})
 
 
@@ -47,45 +65,75 @@ def match(signed: Signed, params: Params, backend: Backend, *, memory_bytes: int
     Sorting, and then the buckets, take up to ``memory_bytes``; what buckets take beyond it lies in ``tmp``. Raises
     OutputError if that has no room.
     """
-    order = rank(signed, params)
-    within = across = None
+    grouped = group(signed, params, backend)
+    bands = [
+        sort_band(signed, grouped, band, backend, memory_bytes=memory_bytes) for band in range(params.banding.bands)
+    ]
+    return make_buckets(grouped, bands, backend, memory_bytes=memory_bytes, tmp=tmp)
+
+
+def group(signed: Signed, params: Params, backend: Backend, known: tuple[U32, U32] | None = None) -> Grouped:
+    """Rank documents and find those of equal content. known: (order, leader) as an earlier call found them."""
+    within = across = scope_keys = None
     if params.within is not None:
-        within, _ = scope_codes(signed.columns[params.within], backend)
+        within, scope_keys = scope_codes(signed.columns[params.within], backend)
     if params.across is not None:
         across, _ = scope_codes(signed.columns[params.across], backend)
-    leader = backend.group_content(order, signed.content, within, across)
+    if known is None:
+        earlier = np.flatnonzero(signed.unit_count[signed.rows :] > 0) + signed.rows
+        order = np.concatenate([earlier.astype(np.uint32), rank(signed, params)])
+        leader = backend.group_content(order, signed.content, within, across)
+    else:
+        order, leader = known
     places = np.flatnonzero(leader == np.arange(len(order), dtype=np.uint32))
     representatives = np.ascontiguousarray(order[places])
     equal_content = None
     if across is not None:
         equal_content = backend.group_content(representatives, signed.content, within, None)
-    bands = []
-    for band in range(params.banding.bands):
-        keys = np.concatenate([np.zeros(0, np.uint64), *(batch[band] for batch in signed.band_keys)])
-        bands.append(backend.band(keys, representatives, memory_bytes=memory_bytes))
+    return Grouped(
+        order=order,
+        leader=leader,
+        representatives=representatives,
+        fixed=int(np.count_nonzero(representatives >= signed.rows)),
+        equal_content=equal_content,
+        scope_keys=scope_keys,
+        within=_taken(within, representatives),
+        across=_taken(across, representatives),
+    )
+
+
+def sort_band(signed: Signed, grouped: Grouped, band: int, backend: Backend, *, memory_bytes: int) -> Band:
+    """The buckets of one band."""
+    keys = signed.signatures.keys(band, grouped.scope_keys)
+    return backend.band(keys, grouped.representatives, memory_bytes=memory_bytes)
+
+
+def make_buckets(grouped: Grouped, bands: Sequence[Band], backend: Backend, *, memory_bytes: int, tmp: str) -> Matched:
+    """The buckets of all bands. Raises OutputError if ``tmp`` has no room, ValueError for bands of other documents."""
     with spill_errors("buckets"):
         buckets = backend.buckets(
             bands,
-            len(representatives),
-            _taken(within, representatives),
-            _taken(across, representatives),
+            len(grouped.representatives),
+            grouped.within,
+            grouped.across,
             memory_bytes=memory_bytes,
             directory=tmp,
         )
-    return Matched(order, leader, representatives, equal_content, buckets)
+    return Matched(grouped, buckets)
 
 
 def rank(signed: Signed, params: Params) -> U32:
     """Input positions of all documents with units, best first (docs/spec.md, section 10)."""
     rule, column, sources = parse_keep(params.keep)
-    candidates = np.flatnonzero(signed.unit_count > 0).astype(np.uint32)
+    unit_count = signed.unit_count[: signed.rows]
+    candidates = np.flatnonzero(unit_count > 0).astype(np.uint32)
     if rule == "first":
         return candidates
     if rule == "longest":
-        counts = signed.unit_count[candidates]
+        counts = unit_count[candidates]
         return candidates[np.argsort(~counts, kind="stable")]
     assert column is not None
-    values = plain_column(signed.columns[column])
+    values = plain_column(signed.columns[column].slice(0, signed.rows))
     if rule == "sources":
         order = _source_places(values, sources)
         return candidates[np.argsort(order[candidates], kind="stable")]
@@ -98,7 +146,7 @@ def rank(signed: Signed, params: Params) -> U32:
         values = values.cast(pa.decimal128(values.type.precision, values.type.scale))
     # Stable, with NaN after all numbers and null after NaN in both directions: nulls go to the end by default.
     best_first = pc.sort_indices(values, sort_keys=[("", direction)]).to_numpy()
-    return np.ascontiguousarray(best_first[signed.unit_count[best_first] > 0], np.uint32)
+    return np.ascontiguousarray(best_first[unit_count[best_first] > 0], np.uint32)
 
 
 def _source_places(values: pa.ChunkedArray, sources: tuple[str, ...]) -> I32:

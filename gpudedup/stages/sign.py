@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.backends.base import I32, I64, U32, U64, Backend, Shingles, ToSign
+from gpudedup.backends.base import I32, I64, U64, Backend, LaneGroups, Shingles, SignedBatch, ToSign
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
-from gpudedup.io.source import Batch, Shard, Source
+from gpudedup.io.source import Batch, Source
 from gpudedup.params import Params, parse_keep, parse_shingle
 
 MAX_DOCUMENTS = 2**32 - 2
@@ -38,24 +39,56 @@ class ShingleCache:
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._batches: list[tuple[int, Shingles]] = []  # (first document, hashes)
+        self._batches: list[tuple[int, int, Shingles]] = []  # (shard, its first row, hashes)
 
     def wants(self, text: pa.Array) -> bool:
         """Whether the hashes of this batch would be held, as far as can be told before they are made."""
         return self._budget > 0 and text.nbytes <= MAX_CACHED_BYTES
 
-    def add(self, first: int, shingles: Shingles) -> None:
+    def add(self, shard: int, row: int, shingles: Shingles) -> None:
+        """Hold the hashes of consecutive rows of a shard, from ``row`` on, if there is room."""
         size = shingles.hashes.nbytes + shingles.offsets.nbytes
         if size > self._budget:
             self._budget = 0
             return
         self._budget -= size
-        self._batches.append((first, shingles))
+        self._batches.append((shard, row, shingles))
 
-    def drain(self) -> Iterator[tuple[int, Shingles]]:
-        """Gives each batch and forgets it."""
+    def drain(self, shard_first: I64) -> Iterator[tuple[int, Shingles]]:
+        """(input position of the first document, hashes) of each batch, which is forgotten."""
         while self._batches:
-            yield self._batches.pop(0)
+            shard, row, shingles = self._batches.pop(0)
+            yield int(shard_first[shard]) + row, shingles
+
+
+class Signatures(Protocol):
+    """What match and verify read of the signatures of all documents."""
+
+    def keys(self, band: int, scope_keys: U64 | None) -> U64:
+        """uint64[documents]: the keys of one band; scope_keys uint64[documents] with ``within``."""
+
+    @property
+    def lanes(self) -> Sequence[LaneGroups]:
+        """By batch, where they are held: verify="signature" compares them."""
+
+    def forget_keys(self) -> None:
+        """Called when all bands are sorted."""
+
+
+@dataclass
+class HeldSignatures:
+    """In memory: keys of all bands, made with the scope keys, and lanes if they will be compared."""
+
+    band_keys: list[U64] = field(default_factory=list)
+    """uint64[bands, n] per batch."""
+    lanes: list[LaneGroups] = field(default_factory=list)
+
+    def keys(self, band: int, scope_keys: U64 | None) -> U64:
+        return np.concatenate([np.zeros(0, np.uint64), *(batch[band] for batch in self.band_keys)])
+
+    def forget_keys(self) -> None:
+        """The buckets hold what they said."""
+        self.band_keys.clear()
 
 
 @dataclass
@@ -64,10 +97,7 @@ class Signed:
 
     shard_first: I64
     """int64[shards + 1]: the input position of each shard's first row."""
-    band_keys: list[U64]
-    """uint64[bands, n] per batch; emptied once they are in buckets."""
-    lanes: list[U32]
-    """uint32[n, num_perm] per batch with verify="signature", else none: only keys are needed."""
+    signatures: Signatures
     content: U64
     """uint64[documents, 2]."""
     unit_count: U64
@@ -84,10 +114,26 @@ class Signed:
         return int(self.shard_first[-1])
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A signed batch of one shard."""
+
+    shard: int
+    batch: Batch
+    signed: SignedBatch
+    text_bytes: int
+
+    @property
+    def damaged(self) -> npt.NDArray[np.bool_]:
+        """bool[rows]: those that could not be read."""
+        bad = np.zeros(len(self.batch.rows), bool)
+        bad[np.searchsorted(self.batch.rows, self.batch.damaged)] = True
+        return bad
+
+
 def columns_needed(params: Params) -> list[str]:
     """The columns that a run reads, text first, each once."""
-    names = [params.text_column, *_carried(params)]
-    return list(dict.fromkeys(name for name in names if name is not None))
+    return list(dict.fromkeys([params.text_column, *carried_columns(params)]))
 
 
 def check_types(source: Source, params: Params) -> None:
@@ -142,58 +188,32 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     Raises InputError for unreadable input, missing or ill-typed columns, and more than 4,294,967,294 documents.
     """
     check_types(source, params)
-    names = columns_needed(params)
-    carried = names[1:] if params.text_column not in _carried(params) else names
+    carried = carried_columns(params)
     cache = ShingleCache(cache_bytes if params.verify == "exact" else 0)
-    lanes: list[U32] = []
-    band_keys: list[U64] = []
+    held = HeldSignatures()
     content, unit_count, damaged = [], [], []
     columns: dict[str, list[pa.Array]] = {name: [] for name in carried}
     shard_rows = np.zeros(len(source.shards), np.int64)
-    position = text_bytes = 0
-    read: deque[tuple[int, Batch, pa.Array]] = deque()  # batches that the backend has drawn and not given yet
-
-    def to_sign() -> Iterator[ToSign]:
-        for shard, batch in prefetch(_batches(source.shards, names), 2):
-            text = batch.columns.column(0)
-            read.append((shard, batch, text))
-            scope_keys = None
-            if params.within is not None:
-                within = batch.columns.column(names.index(params.within))
-                _, scope_keys = scope_codes(pa.chunked_array([within]), backend)
-            yield ToSign(
-                text,
-                scope_keys,
-                band_keys=True,
-                lanes=params.verify == "signature",
-                shingles=cache.wants(text),
-            )
-
-    for signed in backend.sign(to_sign()):
-        shard, batch, text = read.popleft()
-        if signed.shingles is not None:
-            cache.add(position, signed.shingles)
+    text_bytes = 0
+    whole = [(number, None) for number in range(len(source.shards))]
+    lanes = params.verify == "signature"
+    for piece in sign_pieces(source, whole, params, backend, cache=cache, band_keys=True, lanes=lanes):
+        signed = piece.signed
         assert signed.band_keys is not None
-        band_keys.append(signed.band_keys)
+        held.band_keys.append(signed.band_keys)
         if signed.lanes is not None:
-            lanes.append(signed.lanes)
+            held.lanes.append([signed.lanes])
         content.append(signed.content)
         unit_count.append(signed.unit_count)
-        bad = np.zeros(len(text), bool)
-        bad[np.searchsorted(batch.rows, batch.damaged)] = True
-        damaged.append(bad)
+        damaged.append(piece.damaged)
         for name in carried:
-            columns[name].append(batch.columns.column(names.index(name)))
-        shard_rows[shard] += len(text)
-        position += len(text)
-        text_bytes += int(value_bytes(text).sum())
-        if position > MAX_DOCUMENTS:
-            raise InputError(f"the input has more than {MAX_DOCUMENTS} documents; split it over several runs")
-        progress("sign", position, text_bytes)
+            columns[name].append(piece.batch.columns.column(name))
+        shard_rows[piece.shard] += len(piece.batch.rows)
+        text_bytes += piece.text_bytes
+        progress("sign", check_count(int(shard_rows.sum())), text_bytes)
     return Signed(
         shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
-        band_keys=band_keys,
-        lanes=lanes,
+        signatures=held,
         content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
         unit_count=np.concatenate(unit_count) if unit_count else np.zeros(0, np.uint64),
         damaged=np.concatenate(damaged) if damaged else np.zeros(0, bool),
@@ -203,15 +223,57 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     )
 
 
-def _carried(params: Params) -> list[str | None]:
-    """The columns whose values are held, as far as they are given."""
-    return [params.id_column, params.within, params.across, parse_keep(params.keep).column, params.guard_column]
+def sign_pieces(
+    source: Source,
+    parts: Iterable[tuple[int, I64 | None]],
+    params: Params,
+    backend: Backend,
+    *,
+    cache: ShingleCache,
+    band_keys: bool,
+    lanes: bool,
+) -> Iterator[Piece]:
+    """Sign (shard, its rows or None for all) one after another, in batches of bounded bytes; the device is fed ahead.
+
+    Shingle hashes go to ``cache`` as long as it takes them. Raises InputError.
+    """
+    names = columns_needed(params)
+    drawn: deque[tuple[int, Batch]] = deque()  # batches that the backend has drawn and not given yet
+
+    def batches() -> Iterator[tuple[int, Batch]]:
+        for shard, rows in parts:
+            for batch in source.shards[shard].read(names, rows):
+                yield shard, batch
+
+    def to_sign() -> Iterator[ToSign]:
+        for shard, batch in prefetch(batches(), 2):
+            text = batch.columns.column(0)
+            drawn.append((shard, batch))
+            scope_keys = None
+            if band_keys and params.within is not None:
+                within = batch.columns.column(names.index(params.within))
+                _, scope_keys = scope_codes(pa.chunked_array([within]), backend)
+            yield ToSign(text, scope_keys, band_keys=band_keys, lanes=lanes, shingles=cache.wants(text))
+
+    for signed in backend.sign(to_sign()):
+        shard, batch = drawn.popleft()
+        if signed.shingles is not None:
+            cache.add(shard, int(batch.rows[0]) if len(batch.rows) else 0, signed.shingles)
+        yield Piece(shard, batch, signed, int(value_bytes(batch.columns.column(0)).sum()))
 
 
-def _batches(shards: Sequence[Shard], names: list[str]) -> Iterator[tuple[int, Batch]]:
-    for number, shard in enumerate(shards):
-        for batch in shard.read(names):
-            yield number, batch
+def check_count(documents: int) -> int:
+    """The number itself. Raises InputError if one process cannot name as many documents."""
+    if documents > MAX_DOCUMENTS:
+        raise InputError(f"the input has more than {MAX_DOCUMENTS} documents; split it over several runs")
+    return documents
+
+
+def carried_columns(params: Params) -> list[str]:
+    """The columns whose values are held, each once: id, within, across, keep and guard."""
+    keep = parse_keep(params.keep).column
+    named = [params.id_column, params.within, params.across, keep, params.guard_column]
+    return list(dict.fromkeys(name for name in named if name is not None))
 
 
 def scope_codes(column: pa.ChunkedArray, backend: Backend) -> tuple[I32, U64]:

@@ -39,7 +39,7 @@ class ShingleSets:
         by_position = np.argsort(positions, kind="stable")
         numbers, positions = numbers[by_position], positions[by_position]
         rest = np.ones(len(positions), bool)
-        for first, shingles in self.signed.cache.drain():
+        for first, shingles in self.signed.cache.drain(self.signed.shard_first):
             low, high = np.searchsorted(positions, [first, first + len(shingles.offsets) - 1])
             self._add(store, numbers[low:high], positions[low:high] - first, shingles.hashes, shingles.offsets)
             rest[low:high] = False
@@ -102,6 +102,7 @@ def verify(
     ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
     Raises OutputError when sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
     """
+    grouped = matched.grouped
     if params.clustering == "components":
         known = None
     else:
@@ -110,17 +111,30 @@ def verify(
     if params.verify == "exact":
         shared = matched.buckets.shared() if known is None else backend.undecided(matched.buckets, known)
         if sets is None:
-            sets = backend.set_store(len(matched.representatives), memory_bytes=memory_bytes, directory=tmp)
+            sets = backend.set_store(len(grouped.representatives), memory_bytes=memory_bytes, directory=tmp)
         missing = sets.missing(shared)
-        provider.load(sets, missing, matched.representatives[missing], progress)
+        provider.load(sets, missing, grouped.representatives[missing], progress)
     with spill_errors("buckets"):
         decision = backend.verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,
             sets=sets,
-            lanes=provider.signed.lanes if params.verify == "signature" else None,
-            documents=matched.representatives,
-            leader=matched.equal_content,
+            lanes=[np.concatenate(groups, axis=1) for groups in provider.signed.signatures.lanes]
+            if params.verify == "signature"
+            else None,
+            documents=grouped.representatives,
+            leader=grouped.equal_content,
             prior=known,
         )
     return Verified(decision, sets if params.keep_sets else None)
+
+
+def matching(matched: Matched, verified: Verified) -> dict[str, int]:
+    """What a summary says of candidates."""
+    buckets = matched.buckets
+    return {
+        "compared_pairs": verified.decision.compared,
+        "bounded_buckets": buckets.bounded_buckets,
+        "bounded_documents": buckets.bounded_documents,
+        "longest_bucket": buckets.longest,
+    }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import xxhash
 
 from gpudedup.errors import OutputError
 from gpudedup.store.stopping import checkpoint
@@ -101,6 +102,37 @@ class _OutputFile(io.FileIO):
 def open_output(path: Path) -> io.BufferedWriter:
     """A new file to write to. Raises GivenUpError from the next write after the thread was asked to stop."""
     return io.BufferedWriter(_OutputFile(path, "w"))
+
+
+class HashedFile(io.RawIOBase):
+    """A file to write to whose checksum is known when it is closed. Sequential writes only."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_output(path)
+        self._digest = xxhash.xxh3_128()
+        self.size_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self._digest.update(view)
+        self.size_bytes += view.nbytes
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        if not self._file.closed:
+            self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @property
+    def xxh3_128(self) -> str:
+        return self._digest.hexdigest()
 
 
 @contextlib.contextmanager

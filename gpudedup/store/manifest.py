@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,34 @@ import xxhash
 
 from gpudedup.errors import ArtefactError
 from gpudedup.machine import Machine
+from gpudedup.store import sealed
 from gpudedup.store.stopping import checkpoint
 
-FORMAT = 1
+FORMAT = 2
 """Number of the layout of run directories."""
 
 NAME = "manifest.json"
 MAX_BYTES = 1 << 30
-KINDS = ("removed", "kept", "keep_mask")
+RESULTS = ("removed", "kept", "keep_mask")
+"""The folders of a run that are for its user."""
+
+WORKING = ("signatures", "columns", "match", "verify", "decide")
+"""The folders of what a run is continued from, and later runs compare with."""
 
 
 class InputEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One input file as it was read. ``rows`` counts damaged ones too."""
+    """One input file as it was read. ``rows`` counts damaged ones too; 0 until the file was signed."""
 
     path: str
     size_bytes: int
     mtime_ns: int
     rows: int
+    etag: str | None = None
+    """What an object store says of the content, if it does."""
+    xxh3_128: str = ""
+    """Of the bytes that were read; "" for remote files, whose bytes are read once, and of data that was not signed."""
+    task: int = 0
+    """The task of `sign` that it belongs to."""
 
 
 class OutputEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +53,12 @@ class OutputEntry(msgspec.Struct, frozen=True, kw_only=True):
     xxh3_128: str
     rows: int | None
     """Rows in the file; None for kept/ in another format than Parquet."""
+
+
+def working_entry(name: str, size_bytes: int, xxh3_128: str) -> OutputEntry:
+    """The entry of a working artefact: ``name`` begins with its folder."""
+    kind = name.partition("/")[0]
+    return OutputEntry(path=name, kind=kind, shard="", size_bytes=size_bytes, xxh3_128=xxh3_128, rows=None)
 
 
 class SkippedEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +79,17 @@ class RemovedShare(msgspec.Struct, frozen=True, kw_only=True):
     share: float
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+class AgainstEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An earlier run that this one was compared with."""
+
+    path: str
+    digest: str
+    """Of its decision (``Manifest.digest``)."""
+    documents: int
+    """Those that it kept."""
+
+
+class Manifest(sealed.Sealed, frozen=True, kw_only=True):
     """All that a run directory says about itself."""
 
     format: int
@@ -69,14 +97,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     """Of gpudedup."""
     state: str
-    """ "complete": the manifest is written last."""
+    """ "unfinished" from the start, "complete" when all else is written."""
     created: str
-    """UTC, ISO 8601."""
+    """When this was written; UTC, ISO 8601."""
+    digest: str = ""
+    """Of the decision: of all parameters and inputs that it follows from."""
     output: str
     """kept, mask or none."""
     parameters: dict[str, Any]
     bands: int
     rows: int
+    lowest_threshold: float = 0.0
+    """What the bands were chosen for: the run can be decided again at any threshold from there."""
     counts: dict[str, int]
     seconds: dict[str, float]
     inputs: list[InputEntry]
@@ -87,70 +119,65 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine | None = None
     working_directory: str = ""
     """Where relative input paths begin; "" if there are none (or it has a name that is not UTF-8)."""
-    removed_shares: list[RemovedShare] = []
+    removed_shares: list[RemovedShare] = msgspec.field(default_factory=list)
     """For the values of the guard column with most documents."""
-    checksum: str = ""
-    """XXH3 of the manifest's own bytes, 128 bits, with this value empty; "" in manifests that were written without.
-    The last field, so that ``encode`` finds it."""
+    against: list[AgainstEntry] = msgspec.field(default_factory=list)
 
 
 def encode(manifest: Manifest) -> bytes:
     """Readable JSON with one value a line, and its checksum."""
-    blank = msgspec.json.format(msgspec.json.encode(msgspec.structs.replace(manifest, checksum="")), indent=1) + b"\n"
-    before, _, after = blank.rpartition(b'""')
-    return before + b'"' + xxhash.xxh3_128_hexdigest(blank).encode() + b'"' + after
+    return sealed.seal(manifest)
 
 
-def is_as_written(directory: Path, manifest: Manifest) -> bool:
-    """Whether the bytes of manifest.json have the checksum that they name. Raises OSError."""
-    before, _, after = (directory / NAME).read_bytes().rpartition(manifest.checksum.encode())
-    return xxhash.xxh3_128_hexdigest(before + after) == manifest.checksum
-
-
-def read(directory: Path) -> Manifest:
-    """The manifest of a finished run. Raises ArtefactError if there is none, or none that can be believed."""
+def read(directory: Path, *, unfinished: bool = False) -> Manifest:
+    """The manifest of a finished run, or with ``unfinished`` of any. Raises ArtefactError if there is none, or none
+    that can be believed.
+    """
     path = directory / NAME
     try:
-        if path.is_symlink():
-            raise ArtefactError(f"{path} is a symbolic link, which no run writes")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ArtefactError(f"{path} has {size} bytes, more than the {MAX_BYTES} that a manifest can have")
-        data = path.read_bytes()
+        data = sealed.read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
-        raise ArtefactError(f"{directory} holds no finished run: it has no {NAME}") from None
+        raise ArtefactError(f"{directory} holds no {'' if unfinished else 'finished '}run: it has no {NAME}") from None
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise ArtefactError(f"{path} is damaged: {error}; run again into another directory") from error
+        manifest = sealed.decode(data, Manifest, path)
+    except ArtefactError as error:
+        raise ArtefactError(f"{error}; run again into another directory") from error
     if manifest.format != FORMAT:
         raise ArtefactError(f"{path} has format {manifest.format}, this version of gpudedup reads format {FORMAT}")
-    if manifest.state != "complete":
-        raise ArtefactError(f'{path} is in state {manifest.state!r}, not "complete"; run again into another directory')
+    if not sealed.is_whole(data, manifest.checksum):
+        raise ArtefactError(f"{path} is not what was written: its checksum differs; run again into another directory")
+    if manifest.state != "complete" and not (unfinished and manifest.state == "unfinished"):
+        raise ArtefactError(
+            f'{path} is in state {manifest.state!r}, not "complete"; finish the run with the command that began it'
+        )
     real: set[str] = set()
     for entry in manifest.outputs:
-        safe_path(directory, entry, real)
+        safe_path(directory, entry, RESULTS, real)
         if entry.size_bytes < 0 or (entry.rows or 0) < 0:
             raise ArtefactError(f"{path} gives {entry.path!r} {entry.size_bytes} bytes and {entry.rows} rows")
+    for source in manifest.inputs:
+        if source.size_bytes < 0 or source.rows < 0 or source.task < 0:
+            raise ArtefactError(f"{path} gives {source.path!r} {source.size_bytes} bytes and {source.rows} rows")
     return manifest
 
 
-def safe_path(directory: Path, entry: OutputEntry, real: set[str] | None = None) -> Path:
-    """The path of an output within ``directory``. Raises ArtefactError for one that could lead elsewhere.
+def safe_path(directory: Path, entry: OutputEntry, kinds: Sequence[str], real: set[str] | None = None) -> Path:
+    """The path of an artefact of one of ``kinds`` within ``directory``. Raises ArtefactError for one that could lead
+    elsewhere.
 
     ``real``: folders that are known to be no links; those of the entry are added.
     """
     parts = entry.path.split("/")
     if (
-        entry.kind not in KINDS
+        entry.kind not in kinds
         or len(parts) < 2
         or parts[0] != entry.kind
         or not {"", ".", ".."}.isdisjoint(parts)
         or "\0" in entry.path
     ):
-        raise ArtefactError(f"{directory / NAME} lists {entry.path!r} as {entry.kind!r}, which is no file of a run")
+        raise ArtefactError(f"{directory} lists {entry.path!r} as {entry.kind!r}, which is no file of a run")
     path = str(directory)
     for place, part in enumerate(parts, start=1):
         path = os.path.join(path, part)

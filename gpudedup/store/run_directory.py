@@ -22,7 +22,10 @@ import xxhash
 
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
 from gpudedup.store import manifest as manifests
+from gpudedup.store import records
 from gpudedup.store.atomic import (
+    TEMPORARY,
+    HashedFile,
     atomic_file,
     flushed_at_once,
     open_output,
@@ -30,7 +33,8 @@ from gpudedup.store.atomic import (
     sync_folder,
     temporary_path,
 )
-from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, RemovedShare, SkippedEntry
+from gpudedup.store.manifest import Manifest, OutputEntry
+from gpudedup.store.records import Record
 from gpudedup.store.stopping import checkpoint
 
 OUTPUTS = ("kept", "mask", "none")
@@ -82,7 +86,8 @@ def _table_name(name: str) -> str:
 
 
 class RunDirectory:
-    """A run that is being written. Use as a context manager: unless ``finish`` was called, all of it is removed again.
+    """A run that is being written. Use as a context manager: unless ``finish`` was called, what was begun is removed
+    again: all of it, or with ``resumable`` all but what is committed.
 
     Files: manifest.json; removed/NAME.parquet and, by ``output``, kept/NAME or keep_mask/NAME.parquet for every shard.
     With ``one_table`` the tables of removals and the mask are ``WHOLE_NAME``, for all.
@@ -91,15 +96,17 @@ class RunDirectory:
     names before the manifest gets its own.
     """
 
-    def __init__(self, path: Path, names: dict[str, str], output: str, one_table: bool) -> None:
+    def __init__(self, path: Path, names: dict[str, str], output: str, one_table: bool, resumable: bool) -> None:
         """For ``create`` only."""
         self.path, self.output, self._names, self._one_table = path, output, names, one_table
-        self._working_directory = _working_directory(names)
+        self._resumable = resumable
+        self._began_before = holds_run(path)
+        self.working_directory = working_directory(names)
         self._files: list[str] = []
         self._folders: list[Path] = []
         self._unflushed: set[Path] = set()  # folders with new names
         self._unnamed: list[Path] = []  # folders under temporary names, with all that is in them
-        self._outputs: list[OutputEntry] = []
+        self._compared: set[Path] = set()  # artefacts whose checksums were compared
         self._finished = False
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -112,8 +119,9 @@ class RunDirectory:
         inputs: Sequence[str] = (),
         output: str = "kept",
         one_table: bool = False,
+        resumable: bool = False,
     ) -> RunDirectory:
-        """Make the directory, or take an empty one.
+        """Make the directory, or take an empty one; with ``resumable`` also one that holds such a run already.
 
         shards: names of all input files, or "" for data in memory; inputs: the paths, globs and directories that they
         were found by; one_table: whether they are many small files, which share their tables.
@@ -122,7 +130,7 @@ class RunDirectory:
         """
         check_output(output)
         path = _folder_path(out)
-        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table)
+        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table, resumable)
         for given in inputs:
             folder = _input_folder(given)
             if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
@@ -137,11 +145,14 @@ class RunDirectory:
             if _is_inside(Path(above), path):
                 raise OutputError(f"input {shard} is inside {path}; choose another directory")
         with output_errors(path):
-            if os.path.lexists(path):
+            if os.path.lexists(path) and not (resumable and holds_run(path)):
                 _require_empty(path)
             for folder in path.parents:
                 if os.path.lexists(folder) and not os.path.isdir(folder):
                     raise OutputError(f"{folder} is not a directory, so {path} cannot be made; choose another name")
+        if resumable:
+            run._make_folder(path)
+            return run
         try:
             run._make_folder(path)
             with output_errors(path):
@@ -158,7 +169,7 @@ class RunDirectory:
             raise
         return run
 
-    def write_removed(self, shard: str, table: pa.Table) -> Path:
+    def write_removed(self, shard: str, table: pa.Table) -> OutputEntry:
         """Write the removals of a shard, or with ``one_table`` of all ("") as Parquet (zstd). Raises OutputError."""
 
         def write(path: Path) -> None:
@@ -167,7 +178,7 @@ class RunDirectory:
 
         return self._write("removed", shard, table.num_rows, write)
 
-    def write_mask(self, shard: str, keep: npt.NDArray[np.bool_], names: Sequence[str] | None = None) -> Path:
+    def write_mask(self, shard: str, keep: npt.NDArray[np.bool_], names: Sequence[str] | None = None) -> OutputEntry:
         """Write a keep mask as Parquet (zstd): ``keep``: bool, and before it ``shard``: string if the rows have
         ``names``. Raises OutputError.
         """
@@ -187,14 +198,14 @@ class RunDirectory:
 
         return self._write("keep_mask", shard, len(keep), write)
 
-    def write_kept(self, shard: str, write: Callable[[Path], Any], rows: int | None = None) -> Path:
+    def write_kept(self, shard: str, write: Callable[[Path], Any], rows: int | None = None) -> OutputEntry:
         """Let ``write`` make kept/NAME at the temporary path that it is given (``Shard.write_kept``). Raises
         OutputError.
         """
         return self._write("kept", shard, rows, write)
 
     @contextlib.contextmanager
-    def kept_files(self) -> Iterator[Callable[[str, Iterable[bytes]], None]]:
+    def kept_files(self) -> Iterator[Callable[[str, Iterable[bytes]], OutputEntry]]:
         """A function that writes kept/NAME from the shard's name and its bytes: for many small files, from any threads.
 
         They are written to a folder under a temporary name, which is flushed as a whole and renamed when the block
@@ -204,7 +215,7 @@ class RunDirectory:
         folders = {""}
         names: list[str] = []
 
-        def write(shard: str, blocks: Iterable[bytes]) -> None:
+        def write(shard: str, blocks: Iterable[bytes]) -> OutputEntry:
             name = self._names[shard]
             folder = name.rpartition("/")[0]
             digest, size_bytes = xxhash.xxh3_128(), 0
@@ -219,15 +230,13 @@ class RunDirectory:
                         digest.update(block)
                         size_bytes += len(block)
             names.append(name)
-            self._outputs.append(
-                OutputEntry(
-                    path=f"kept/{name}",
-                    kind="kept",
-                    shard=shard,
-                    size_bytes=size_bytes,
-                    xxh3_128=digest.hexdigest(),
-                    rows=1,
-                )
+            return OutputEntry(
+                path=f"kept/{name}",
+                kind="kept",
+                shard=shard,
+                size_bytes=size_bytes,
+                xxh3_128=digest.hexdigest(),
+                rows=1,
             )
 
         with output_errors(final):
@@ -239,11 +248,13 @@ class RunDirectory:
             above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
             self._folders.extend(final / folder for folder in sorted(folders | above))
             self._files.extend(f"{final}/{name}" for name in names)
+            if self._resumable and final.is_dir():  # of a driver that was stopped before its record was written
+                shutil.rmtree(final)
             temporary.rename(final)
             self._unflushed.add(self.path)
             self._unnamed.remove(temporary)
 
-    def _write(self, kind: str, shard: str, rows: int | None, write: Callable[[Path], Any]) -> Path:
+    def _write(self, kind: str, shard: str, rows: int | None, write: Callable[[Path], Any]) -> OutputEntry:
         name = self._names[shard] if shard else WHOLE_NAME
         relative = f"{kind}/{name if kind == 'kept' else _table_name(name)}"
         path = self.path / relative
@@ -259,59 +270,101 @@ class RunDirectory:
                 rows=rows,
             )
             self._files.append(str(path))
-        self._unflushed.add(path.parent)
-        self._outputs.append(entry)
+        with self._lock:
+            self._unflushed.add(path.parent)
+        return entry
+
+    @contextlib.contextmanager
+    def new_artefact(self, name: str) -> Iterator[HashedFile]:
+        """A working artefact to write, ``name`` with "/"; it is there when the block ends well. Raises OutputError."""
+        path = self.path / name
+        self._make_folder(path.parent)
+        with atomic_file(path) as temporary:
+            with HashedFile(temporary) as file:
+                yield file
+            self._files.append(str(path))
+        with self._lock:
+            self._unflushed.add(path.parent)
+
+    def commit(self, record: Record) -> None:
+        """Make a task's artefacts last, then its record. Raises OutputError."""
+        self.flush_names()
+        records.write(self.path, record)
+
+    def flush_names(self) -> None:
+        """Flush the names of all files written so far to the device."""
+        with self._lock:
+            folders, self._unflushed = self._unflushed, set()
+        with output_errors(self.path):
+            for folder in sorted(folders):
+                sync_folder(folder)
+
+    def done(self, stage: str, task: int, digest: str | None) -> Record | None:
+        """The record of a task if it is done (``records.read``)."""
+        return records.read(self.path, stage, task, digest)
+
+    def tasks_recorded(self, stage: str) -> list[int]:
+        """The tasks of a stage that have a record, whatever it says."""
+        return records.tasks_recorded(self.path, stage)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, of an unfinished run too; None if nothing was begun. Raises ArtefactError."""
+        return manifests.read(self.path, unfinished=True) if holds_run(self.path) else None
+
+    def artefact(self, entry: OutputEntry) -> Path:
+        """The path of a working artefact, once its checksum was compared. Raises ArtefactError."""
+        path = manifests.safe_path(self.path, entry, manifests.WORKING)
+        if path not in self._compared:
+            try:
+                compare(path, entry, "its record")
+            except ArtefactError as error:
+                raise ArtefactError(f"{error}; delete it and start again: it is made anew") from None
+            self._compared.add(path)
         return path
 
-    def finish(
-        self,
-        *,
-        spec: int,
-        version: str,
-        parameters: dict[str, Any],
-        bands: int,
-        rows: int,
-        counts: dict[str, int],
-        seconds: dict[str, float],
-        inputs: Sequence[InputEntry],
-        skipped: Sequence[SkippedEntry] = (),
-        device: str = "",
-        device_reason: str = "",
-        machine: Any = None,
-        removed_shares: Sequence[RemovedShare] = (),
-    ) -> Manifest:
-        """Write manifest.json, the last file: from now on the run is complete and stays. Raises OutputError."""
-        places = {shard: place for place, shard in enumerate(("", *self._names))}
+    def discard(self, kinds: Iterable[str]) -> None:
+        """Delete whole folders of the run: what is there is of an earlier decision. Raises OutputError."""
+        for kind in kinds:
+            folder = self.path / kind
+            with output_errors(folder):
+                if folder.is_symlink():
+                    folder.unlink()
+                elif folder.is_dir():
+                    shutil.rmtree(folder)
+
+    def drop_temporaries(self) -> None:
+        """Delete what a driver that was killed left under temporary names."""
+        for folder, folders, names in os.walk(self.path):
+            for name in [*folders, *names]:
+                if name.startswith(TEMPORARY):
+                    path = os.path.join(folder, name)
+                    with contextlib.suppress(OSError):
+                        shutil.rmtree(path) if name in folders and not os.path.islink(path) else os.unlink(path)
+            folders[:] = [name for name in folders if not name.startswith(TEMPORARY)]
+
+    def write_manifest(self, **fields: Any) -> Manifest:
+        """Write manifest.json with ``fields`` beside those that the directory knows. Raises OutputError."""
         manifest = Manifest(
             format=manifests.FORMAT,
-            spec=spec,
-            version=version,
-            state="complete",
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             output=self.output,
-            parameters=parameters,
-            bands=bands,
-            rows=rows,
-            counts=counts,
-            seconds=seconds,
-            inputs=list(inputs),
-            outputs=sorted(self._outputs, key=lambda entry: (entry.kind, places[entry.shard])),
-            skipped=list(skipped),
-            device=device,
-            device_reason=device_reason,
-            machine=machine,
-            working_directory=self._working_directory,
-            removed_shares=list(removed_shares),
+            working_directory=self.working_directory,
+            **fields,
         )
-        with output_errors(self.path):
-            for folder in sorted(self._unflushed):
-                sync_folder(folder)
         path = self.path / manifests.NAME
         with atomic_file(path) as temporary:
             self._files.append(str(path))
             temporary.write_bytes(manifests.encode(manifest))
         with output_errors(path):
             sync_folder(self.path)
+        return manifest
+
+    def finish(self, *, outputs: Iterable[OutputEntry], **fields: Any) -> Manifest:
+        """Write the manifest of a complete run, the last file: from now on it stays. Raises OutputError."""
+        places = {shard: place for place, shard in enumerate(("", *self._names))}
+        ordered = sorted(outputs, key=lambda entry: (entry.kind, places[entry.shard]))
+        self.flush_names()
+        manifest = self.write_manifest(state="complete", outputs=ordered, **fields)
         self._finished = True
         self._unmark()
         return manifest
@@ -337,17 +390,25 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 os.unlink(self._files[-1])
             self._files.pop()
-        while self._unnamed:
-            shutil.rmtree(self._unnamed[-1], ignore_errors=True)
-            self._unnamed.pop()
+        self._drop_unnamed()
         while self._folders:
             with contextlib.suppress(OSError):
                 self._folders[-1].rmdir()
             self._folders.pop()
 
+    def _drop_unnamed(self) -> None:
+        while self._unnamed:
+            shutil.rmtree(self._unnamed[-1], ignore_errors=True)
+            self._unnamed.pop()
+
     def _make_folder(self, folder: Path) -> None:
         with self._lock:
             missing = []
+            inside = folder
+            while self.path in inside.parents:
+                if inside.is_symlink():
+                    raise ArtefactError(f"{inside} is a symbolic link, which no run writes; delete it")
+                inside = inside.parent
             while not os.path.isdir(folder):
                 missing.append(folder)
                 folder = folder.parent
@@ -370,18 +431,25 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not self._finished:
+        if not self._finished and self._resumable and (self._began_before or records.any_done(self.path)):
+            self._drop_unnamed()
+        elif not self._finished:
             self.remove()
         else:
             self._unmark()  # again, for an interrupt in ``finish``
 
     def __del__(self) -> None:
         """Remove what an interrupt between ``create`` and the ``with`` block, or within ``remove``, left."""
-        if not self._finished and self._process == os.getpid():
+        if not self._finished and not self._resumable and self._process == os.getpid():
             self.remove()
 
 
-def _working_directory(names: Iterable[str]) -> str:
+def holds_run(path: Path) -> bool:
+    """Whether there is a run in a directory, finished or not."""
+    return (path / manifests.NAME).is_file()
+
+
+def working_directory(names: Iterable[str]) -> str:
     """Where relative names begin, if there are any; "" too for a directory that the manifest cannot name."""
     if all(os.path.isabs(name) for name in names if name):
         return ""
@@ -472,6 +540,21 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
+def compare(path: Path, entry: OutputEntry, by: str, content: bool = True) -> None:
+    """Compare size and (with ``content``) checksum of a file with what ``by`` says. Raises ArtefactError."""
+    try:
+        if not path.is_file():
+            raise ArtefactError(f"{path} is missing, though {by} lists it")
+        size = path.stat().st_size
+        if size != entry.size_bytes:
+            raise ArtefactError(f"{path} has {size} bytes, but {by} says {entry.size_bytes}")
+        found = manifests.checksum(path) if content else entry.xxh3_128
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
+    if found != entry.xxh3_128:
+        raise ArtefactError(f"{path} has checksum {found}, but {by} says {entry.xxh3_128}")
+
+
 class Run:
     """A finished run, read. Sizes and checksums are compared with the manifest before anything is used."""
 
@@ -535,18 +618,8 @@ class Run:
 
     def compared(self, entry: OutputEntry, content: bool = True) -> Path:
         """The path of an output, its size and (with ``content``) checksum compared. Raises ArtefactError."""
-        path = manifests.safe_path(self.path, entry)
-        try:
-            if not path.is_file():
-                raise ArtefactError(f"{path} is missing, though {manifests.NAME} lists it")
-            size = path.stat().st_size
-            if size != entry.size_bytes:
-                raise ArtefactError(f"{path} has {size} bytes, but {manifests.NAME} says {entry.size_bytes}")
-            found = manifests.checksum(path) if content else entry.xxh3_128
-        except OSError as error:
-            raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
-        if found != entry.xxh3_128:
-            raise ArtefactError(f"{path} has checksum {found}, but {manifests.NAME} says {entry.xxh3_128}")
+        path = manifests.safe_path(self.path, entry, manifests.RESULTS)
+        compare(path, entry, manifests.NAME, content=content)
         return path
 
     def _table(self, entry: OutputEntry) -> pa.Table:

@@ -1,0 +1,601 @@
+"""The local engine over a run directory: every stage in tasks that are committed one by one, and not done twice.
+
+A run that is stopped, whatever stops it, is continued by the next process with what is committed. What a task makes
+follows from its inputs alone, so the end is the same to the byte.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from gpudedup import _cpu
+from gpudedup.backends import Backend, select_backend
+from gpudedup.backends.base import NO_KEEPER, Band, Decision
+from gpudedup.engines.corpus import Corpus
+from gpudedup.engines.lineage import Lineage, bands_a_task, match_tasks
+from gpudedup.engines.local import Budget, Seconds
+from gpudedup.engines.signing import load_signed, read_columns, sign_tasks
+from gpudedup.engines.status import recorded_params
+from gpudedup.errors import ArtefactError, ParameterError
+from gpudedup.io.paths import InputFile
+from gpudedup.io.skips import skipped_files
+from gpudedup.io.source import Source, input_files
+from gpudedup.machine import description, release_memory
+from gpudedup.params import SPEC, Params, make_params
+from gpudedup.stages.apply import all_removals, removed_parts, write_shard
+from gpudedup.stages.decide import Decided, decide
+from gpudedup.stages.guard import check_guard
+from gpudedup.stages.match import Grouped, Matched, group, make_buckets, sort_band
+from gpudedup.stages.sign import Progress, ShingleCache, Signed, carried_columns, check_types
+from gpudedup.stages.verify import ShingleSets, Verified, matching, verify
+from gpudedup.store import manifest as manifests
+from gpudedup.store import records
+from gpudedup.store.lock import Lock
+from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
+from gpudedup.store.records import Record
+from gpudedup.store.run_directory import RunDirectory, check_output
+from gpudedup.store.signatures import ipc_writer, read_batches
+from gpudedup.store.stopping import results, stoppable_threads
+from gpudedup.summary import Summary, summarise
+
+VERBS = ("sign", "match", "verify", "decide", "apply")
+"""The stages, in order."""
+
+CHANGEABLE: dict[str, tuple[str, ...]] = {
+    "match": ("keep", "within", "across", "bucket_window", "id_column"),
+    "verify": ("verify", "clustering", "threshold"),
+    "decide": ("threshold", "drop_empty", "max_removed", "guard_column"),
+    "apply": ("output",),
+}
+"""The parameters that each verb may change in a run: nothing is signed again."""
+
+RUNTIME = ("device", "workers", "memory", "tmp")
+"""Parameters of this process alone."""
+
+UNDECIDING = ("max_removed", "guard_column", "keep_sets", "device", "workers", "memory", "tmp")
+"""Parameters that no removal follows from."""
+
+ORDER = pa.schema([pa.field(name, pa.uint32(), nullable=False) for name in ("order", "leader")])
+BAND = pa.schema([pa.field("member", pa.uint32(), nullable=False), pa.field("first", pa.bool_(), nullable=False)])
+"""One record batch a band: its buckets' members; ``first`` is true where a bucket begins."""
+DECISION = pa.schema(
+    [
+        *(pa.field(name, pa.uint32(), nullable=False) for name in ("document", "keeper")),
+        *(pa.field(name, pa.uint64(), nullable=False) for name in ("part", "whole")),
+    ]
+)
+"""The representatives that are removed; similarity is part / whole."""
+REMOVED = pa.schema(
+    [
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("document", "keeper")),
+        pa.field("reason", pa.uint8(), nullable=False),
+        pa.field("similarity", pa.float64(), nullable=False),
+    ]
+)
+"""Input positions; NaN where the similarity was not measured."""
+
+
+class DurableRun:
+    """Drives one run directory, which is locked. Every stage is made of what is committed of the stages before."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        source: Source,
+        params: Params,
+        lock: Lock,
+        progress: Progress,
+        tasks: dict[str, int],
+    ) -> None:
+        """tasks: the sign task of each input file that has one already, by name."""
+        self.directory, self.source, self.params, self.progress = directory, source, params, progress
+        self._lock = lock
+        self.backend: Backend = select_backend(params)
+        self.budget = Budget.of(params)
+        self.corpus = Corpus.of(source, tasks)
+        sizes = [mark.size_bytes for mark in self.corpus.marks]
+        self.lineage = Lineage(self.corpus.names, sizes, self.corpus.task.tolist(), params, directory.output)
+        self.carried = carried_columns(params)
+        before = directory.manifest()
+        self._lowest_threshold = params.threshold if before is None else before.lowest_threshold
+        self.seconds = Seconds()
+        self._records: dict[tuple[str, int], Record] = {}
+        self._cache = ShingleCache(self.budget.cache_bytes if params.verify == "exact" else 0)
+        check_types(source, params)
+
+    def advance(self, until: str) -> None:
+        """Do what is not done yet, up to a stage. Raises GpudedupError; what was committed stays."""
+        for verb in VERBS[: VERBS.index(until) + 1]:
+            getattr(self, verb)()
+
+    # ---- records ----
+
+    def done(self, stage: str, task: int) -> Record | None:
+        """The record of a task that is done."""
+        known = self._records.get((stage, task)) or self.directory.done(stage, task, self.lineage.digest(stage, task))
+        if known is not None and stage == "sign":
+            files = [self.corpus.names[place] for place in self.corpus.files_of(task)]
+            if sorted(entry.path for entry in known.inputs) != sorted(files):
+                return None
+        if known is not None:
+            self._records[stage, task] = known
+        return known
+
+    def record(self, stage: str, task: int, artefacts: list[OutputEntry], *, seconds: float, **more: Any) -> Record:
+        """A record of a task that was done by this process."""
+        return Record(
+            stage=stage,
+            task=task,
+            digest=self.lineage.digest(stage, task),
+            artefacts=artefacts,
+            seconds=round(seconds, 6),
+            host=socket.gethostname(),
+            version=version("gpudedup"),
+            **more,
+        )
+
+    def commit(self, record: Record) -> None:
+        """Make a task's result last. Raises LockedError if another driver took over."""
+        self._lock.check()
+        self.directory.commit(record)
+        self._records[record.stage, record.task] = record
+
+    # ---- the stages ----
+
+    def sign(self) -> None:
+        """Sign what is not signed, read carried columns that are not there."""
+        missing = [task for task in self.corpus.tasks if self.done("sign", task) is None]
+        with self.seconds.stage("sign"):
+            if missing:
+                sign_tasks(self, missing, self._cache)
+            if self.carried:
+                for task in self.corpus.tasks:
+                    if self.done("columns", task) is None:
+                        read_columns(self, task)
+            release_memory()
+
+    @cached_property
+    def signed(self) -> Signed:
+        """All signatures, memory-mapped."""
+        return load_signed(self, self._cache)
+
+    def match(self) -> None:
+        """Group equal contents, sort every band."""
+        if all(self.done("match", task) for task in range(self._match_tasks + 1)):
+            return
+        with self.seconds.stage("match"):
+            self.progress("match", self.signed.rows, 0)
+            grouped = self.grouped
+            for task in range(1, self._match_tasks + 1):
+                if self.done("match", task) is None:
+                    self._sort_bands(task, grouped)
+            release_memory()
+
+    @property
+    def _documents(self) -> int:
+        return sum(record.counts["rows"] for record in self._sign_records())
+
+    @property
+    def _match_tasks(self) -> int:
+        return match_tasks(self.params, self._documents)
+
+    def _sign_records(self) -> list[Record]:
+        found = [self.done("sign", task) for task in self.corpus.tasks]
+        return [record for record in found if record is not None]
+
+    @cached_property
+    def grouped(self) -> Grouped:
+        """Ranks and representatives: task 0 of match."""
+        start = time.perf_counter()
+        record = self.done("match", 0)
+        if record is not None:
+            (batch,) = self._read(record, ORDER, 1)
+            order, leader = (np.ascontiguousarray(batch.column(name).to_numpy()) for name in ORDER.names)
+            return group(self.signed, self.params, self.backend, known=(order, leader))
+        grouped = group(self.signed, self.params, self.backend)
+        name = "match/order.arrow"
+        entry = self._write(name, ORDER, [pa.record_batch([grouped.order, grouped.leader], schema=ORDER)])
+        self.commit(self.record("match", 0, [entry], seconds=time.perf_counter() - start))
+        return grouped
+
+    def _bands_of(self, task: int) -> range:
+        size = bands_a_task(self.params, self._documents)
+        return range((task - 1) * size, min(task * size, self.params.banding.bands))
+
+    def _sort_bands(self, task: int, grouped: Grouped) -> None:
+        start = time.perf_counter()
+        batches = []
+        for band in self._bands_of(task):
+            sorted_band = sort_band(self.signed, grouped, band, self.backend, memory_bytes=self.budget.bucket_bytes)
+            first = np.zeros(len(sorted_band.members), bool)
+            ends = np.cumsum(sorted_band.lengths, dtype=np.int64)
+            first[np.concatenate(([0], ends[:-1]))[: len(ends)].astype(np.int64)] = True
+            batches.append(pa.record_batch([sorted_band.members, first], schema=BAND))
+        entry = self._write(f"match/bands-{task:03}.arrow", BAND, batches)
+        self.commit(self.record("match", task, [entry], seconds=time.perf_counter() - start))
+
+    @cached_property
+    def matched(self) -> Matched:
+        """The buckets of all bands."""
+        bands: list[Band] = []
+        for task in range(1, self._match_tasks + 1):
+            record = self.done("match", task)
+            assert record is not None
+            for batch in self._read(record, BAND, len(self._bands_of(task))):
+                first = np.flatnonzero(batch.column("first").to_numpy(zero_copy_only=False))
+                if batch.num_rows and (len(first) == 0 or first[0] != 0):
+                    raise ArtefactError(f"{record.artefacts[0].path} has members before its first bucket")
+                lengths = np.diff(np.append(first, batch.num_rows)).astype(np.uint32)
+                bands.append(Band(batch.column("member").to_numpy(), lengths))
+        budget = self.budget
+        try:
+            return make_buckets(self.grouped, bands, self.backend, memory_bytes=budget.bucket_bytes, tmp=budget.tmp)
+        except ValueError as error:
+            raise ArtefactError(f"{self.directory.path}/match does not fit the signatures: {error}") from error
+
+    def verify(self) -> None:
+        """Compare candidates, if that was not done at this threshold."""
+        if self.done("verify", self.params.threshold_ppm) is None:
+            self.verified  # noqa: B018
+
+    @cached_property
+    def verified(self) -> Verified:
+        """The decision over representatives."""
+        ppm = self.params.threshold_ppm
+        record = self.done("verify", ppm)
+        if record is not None:
+            return Verified(self._read_decision(record), None)
+        start = time.perf_counter()
+        with self.seconds.stage("verify"):
+            provider = ShingleSets(self.source, self.signed, self.params, self.backend)
+            verified = verify(
+                provider,
+                self.matched,
+                self.params,
+                self.backend,
+                memory_bytes=self.budget.set_bytes,
+                tmp=self.budget.tmp,
+                progress=self.progress,
+                prior=self._prior(),
+            )
+            release_memory()
+        decision = verified.decision.arrays()
+        removed = np.flatnonzero(decision[0] != NO_KEEPER)
+        columns = [removed.astype(np.uint32), *(values[removed] for values in decision)]
+        entry = self._write(f"verify/{ppm:07}.arrow", DECISION, [pa.record_batch(columns, schema=DECISION)])
+        counts = matching(self.matched, verified)
+        self.commit(self.record("verify", ppm, [entry], counts=counts, seconds=time.perf_counter() - start))
+        return verified
+
+    def _prior(self) -> Verified | None:
+        """What an earlier verification of the same candidates at the highest lower threshold found."""
+        for ppm in sorted(self.directory.tasks_recorded("verify"), reverse=True):
+            record = self.done("verify", ppm) if ppm < self.params.threshold_ppm else None
+            if record is not None:
+                return Verified(self._read_decision(record), None)
+        return None
+
+    def unknown_documents(self) -> int:
+        """How many documents' text verification at this threshold must read again; 0 if it is done."""
+        if self.params.verify != "exact" or self.done("verify", self.params.threshold_ppm) is not None:
+            return 0
+        prior = self._prior()
+        buckets = self.matched.buckets
+        return len(buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision))
+
+    def _read_decision(self, record: Record) -> Decision:
+        (batch,) = self._read(record, DECISION, 1)
+        count = len(self.grouped.representatives)
+        document, keeper, part, whole = (batch.column(name).to_numpy() for name in DECISION.names)
+        rising = bool((np.diff(document.astype(np.int64)) > 0).all())
+        if not rising or (document >= count).any() or (keeper >= document).any():
+            raise ArtefactError(f"{record.artefacts[0].path} names documents or keepers that cannot be")
+        keepers, parts, wholes = (
+            np.full(count, NO_KEEPER, np.uint32),
+            np.zeros(count, np.uint64),
+            np.zeros(count, np.uint64),
+        )
+        keepers[document], parts[document], wholes[document] = keeper, part, whole
+        return _cpu.decision_of(keepers, parts, wholes, record.counts.get("compared_pairs", 0))
+
+    def decide(self) -> None:
+        """Decide about every document. Raises GuardError if that removes too much."""
+        with self.seconds.stage("decide"):
+            check_guard(self.signed, self.decided, self.params)
+
+    @cached_property
+    def decided(self) -> Decided:
+        """What becomes of every row."""
+        record = self.done("decide", 0)
+        if record is not None:
+            return self._read_decided(record)
+        start = time.perf_counter()
+        decided = decide(self.signed, self.grouped, self.verified, self.params)
+        columns = [decided.removed, decided.keeper, decided.reason, decided.similarity]
+        entry = self._write("decide/removed.arrow", REMOVED, [pa.record_batch(columns, schema=REMOVED)])
+        self.commit(self.record("decide", 0, [entry], seconds=time.perf_counter() - start))
+        return decided
+
+    def _read_decided(self, record: Record) -> Decided:
+        (batch,) = self._read(record, REMOVED, 1)
+        document, keeper, reason, similarity = (batch.column(name).to_numpy() for name in REMOVED.names)
+        rows, every = self.signed.rows, len(self.signed.content)
+        fine = (document >= 0) & (document < rows) & (keeper >= -1) & (keeper < every) & (reason < 3)
+        if not fine.all() or not (np.diff(document) > 0).all():
+            raise ArtefactError(f"{record.artefacts[0].path} names documents that do not exist")
+        keep = ~self.signed.damaged
+        keep[document] = False
+        return Decided(keep, document, keeper, reason, similarity)
+
+    def apply(self) -> None:
+        """Write removed/ and kept/ or keep_mask/ of every shard, and finish the manifest."""
+        with self.seconds.stage("apply"):
+            missing = [task for task in self.corpus.tasks if self.done("apply", task) is None]
+            if missing:
+                self.progress("apply", self.signed.rows, self.signed.text_bytes)
+                self._write_shards(missing)
+        self.finish()
+
+    def _write_shards(self, tasks: Sequence[int]) -> None:
+        signed, decided = self.signed, self.decided
+        removed = all_removals(self.source, signed, decided, self.params)
+        parts = list(removed_parts(signed, removed, decided))
+        start = time.perf_counter()
+        with stoppable_threads(self.backend.workers, "gpudedup-apply") as submit:
+            going_on = [
+                [
+                    future
+                    for number in self.corpus.shards_of(task)
+                    for future in write_shard(
+                        self.directory, self.source, number, signed, decided, parts[number], submit
+                    )
+                ]
+                for task in tasks
+            ]
+            for task, futures in zip(tasks, going_on, strict=True):
+                outputs = [entry for entries in results(futures) for entry in entries]
+                self.commit(self.record("apply", task, outputs, seconds=time.perf_counter() - start))
+
+    # ---- artefacts ----
+
+    def _write(self, name: str, kinds: pa.Schema, batches: Sequence[pa.RecordBatch]) -> OutputEntry:
+        with self.directory.new_artefact(name) as file, ipc_writer(file, kinds) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        return working_entry(name, file.size_bytes, file.xxh3_128)
+
+    def _read(self, record: Record, kinds: pa.Schema, count: int) -> list[pa.RecordBatch]:
+        path = self.directory.artefact(record.artefacts[0])
+        batches = read_batches(path, kinds)
+        if len(batches) != count:
+            raise ArtefactError(f"{path} has {len(batches)} batches, not {count}; delete it, and it is made again")
+        return batches
+
+    # ---- the manifest ----
+
+    def begin(self) -> None:
+        """Write the manifest of an unfinished run, unless it is there. Results of another decision go."""
+        before = self.directory.manifest()
+        plan = self.lineage.of_results
+        if before is not None and before.digest != plan:
+            self._write_manifest("")
+            self.directory.discard(manifests.RESULTS)
+        planned = list(zip(self.corpus.names, self.corpus.task.tolist(), strict=True))
+        if (
+            before is None
+            or (before.digest, before.state) != (plan, "unfinished")
+            or [(entry.path, entry.task) for entry in before.inputs] != planned
+        ):
+            self._write_manifest(plan)
+
+    def _write_manifest(self, plan: str) -> None:
+        bands, rows = self.params.banding
+        files = zip(self.corpus.names, self.corpus.marks, self.corpus.task.tolist(), strict=True)
+        self.directory.write_manifest(
+            spec=SPEC,
+            version=version("gpudedup"),
+            state="unfinished",
+            digest=plan,
+            parameters=msgspec.to_builtins(self.params),
+            bands=bands,
+            rows=rows,
+            lowest_threshold=self._lowest_threshold,
+            counts={},
+            seconds={},
+            inputs=[
+                InputEntry(path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=0, task=task)
+                for name, mark, task in files
+            ],
+            outputs=[],
+            skipped=[],
+        )
+
+    def finish(self) -> None:
+        """Write the manifest of the whole run."""
+        self._lock.check()
+        signed = {entry.path: entry for record in self._sign_records() for entry in record.inputs}
+        outputs = [
+            entry
+            for task in self.corpus.tasks
+            if (record := self.done("apply", task)) is not None
+            for entry in record.artefacts
+        ]
+        self.directory.finish(
+            outputs=outputs,
+            version=version("gpudedup"),
+            digest=self.lineage.of_results,
+            **self.summary().for_manifest(),
+            lowest_threshold=self._lowest_threshold,
+            inputs=[signed[name] for name in self.corpus.names],
+            skipped=self._skipped(),
+            machine=description(),
+        )
+
+    def _skipped(self) -> list[SkippedEntry]:
+        """What was left out: whole files, as they were opened now, and rows, as they were signed."""
+        files = [SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None]
+        rows = [entry for record in self._sign_records() for entry in record.skipped]
+        place = {name: number for number, name in enumerate(self.corpus.names)}
+        return files + sorted(rows, key=lambda entry: (place[entry.shard], entry.first_row or 0))
+
+    def summary(self) -> Summary:
+        """Of what was found, whoever found it."""
+        record = self.done("verify", self.params.threshold_ppm)
+        assert record is not None
+        whole_files = [each for each in self.source.skipped if each.first_row is None]
+        return summarise(
+            self.params,
+            self.backend,
+            self.signed,
+            self.decided,
+            record.counts,
+            {stage: self.seconds.of.get(stage, 0.0) or self._recorded_seconds(stage) for stage in VERBS},
+            skipped_files(whole_files),
+        )
+
+    def _recorded_seconds(self, stage: str) -> float:
+        """What the tasks of a stage that an earlier process did took."""
+        return sum(record.seconds for (of, _), record in self._records.items() if of == stage)
+
+
+def check_same(before: Manifest, params: Params, names: Sequence[str], where: RunDirectory) -> None:
+    """Raise ArtefactError, with both values, if a run that was begun cannot go on with these parameters and files."""
+    changes = different_parameters(before, params)
+    if before.output != where.output:
+        changes.append(("output", before.output, where.output))
+    if changes:
+        said = ", ".join(f"{name}={old!r}, not {new!r}" for name, old, new in changes[:3])
+        raise ArtefactError(f"{where.path} was begun with {said}; {_way_to_change([name for name, *_ in changes])}")
+    if before.spec != SPEC:
+        raise ArtefactError(
+            f"{where.path} follows spec {before.spec}, this version of gpudedup spec {SPEC}; use another directory"
+        )
+    gone = sorted({entry.path for entry in before.inputs} - set(names))
+    if gone:
+        raise ArtefactError(
+            f"{where.path} was made from {len(before.inputs)} files, of which {len(gone)} are not among the inputs "
+            f"now, such as {gone[0]}; name them too, or use another directory"
+        )
+    if before.working_directory != where.working_directory:
+        raise ArtefactError(
+            f"{where.path} was begun in {before.working_directory or 'any directory'}, where its input paths begin, "
+            f"not in {where.working_directory or 'one of absolute paths'}; start it there, or use another directory"
+        )
+
+
+def different_parameters(before: Manifest, params: Params) -> list[tuple[str, Any, Any]]:
+    """(name, then, now) of parameters that decide a result and differ."""
+    now = msgspec.to_builtins(params)
+    then = {**msgspec.to_builtins(Params()), **before.parameters}
+    names = [name for name in now if name not in UNDECIDING]
+    changes = [(name, then.get(name), now[name]) for name in names if then.get(name) != now[name]]
+    if {name for name, *_ in changes} <= {"bands", "rows"} and (before.bands, before.rows) == params.banding:
+        return []
+    return changes
+
+
+def _way_to_change(names: Sequence[str]) -> str:
+    for verb, parameters in CHANGEABLE.items():
+        if set(names) <= set(parameters):
+            options = " ".join(f"--{name.replace('_', '-')} ..." for name in names)
+            return f"use another directory, or decide this run anew: gpudedup {verb} RUN {options}"
+    return "use another directory"
+
+
+def check_unchanged(corpus: Corpus, directory: RunDirectory) -> None:
+    """Raise ArtefactError, with both values, if a file is not what was signed."""
+    place = {name: number for number, name in enumerate(corpus.names)}
+    for task in directory.tasks_recorded("sign"):
+        record = directory.done("sign", task, None)
+        for entry in record.inputs if record is not None else ():
+            mark = corpus.marks[place[entry.path]] if entry.path in place else None
+            if mark is None or (entry.size_bytes, entry.mtime_ns) == (mark.size_bytes, mark.mtime_ns):
+                continue
+            same = entry.size_bytes == mark.size_bytes and entry.xxh3_128
+            if not same or entry.xxh3_128 != manifests.checksum(Path(entry.path)):
+                raise ArtefactError(
+                    f"{entry.path} is not what {directory.path} was made from: {entry.size_bytes} bytes with mtime_ns "
+                    f"{entry.mtime_ns} then, {mark.size_bytes} with {mark.mtime_ns} now; put it back, use another "
+                    f"directory, or delete {records.path_of(directory.path, 'sign', task)} to have it signed again"
+                )
+
+
+def drive(
+    directory: RunDirectory,
+    source: Source,
+    params: Params,
+    lock: Lock,
+    progress: Progress,
+    until: str,
+    *,
+    changing: bool = False,
+) -> None:
+    """Go on with a run, or begin it, up to a stage. Raises GpudedupError; what was committed stays.
+
+    changing: parameters may differ from those that the run was begun with.
+    """
+    directory.drop_temporaries()
+    before = directory.manifest()
+    if before is not None and not changing:
+        check_same(before, params, [name for name, _ in input_files(source.shards)], directory)
+    tasks = {entry.path: entry.task for entry in before.inputs} if before is not None else {}
+    run = DurableRun(directory, source, params, lock, progress, tasks)
+    check_unchanged(run.corpus, directory)
+    if until == "decide":
+        unknown = run.unknown_documents()
+        if unknown:
+            raise ParameterError(
+                f"to decide at threshold {params.threshold:g}, the text of {unknown} documents must be compared; do it "
+                f"with: gpudedup verify {directory.path} --threshold {params.threshold:g}"
+            )
+    run.begin()
+    run.advance(until)
+
+
+def changed(manifest: Manifest, stage: str, changes: dict[str, Any]) -> tuple[Params, str]:
+    """The parameters and the output of a run with changes that ``stage`` can make. Raises ParameterError."""
+    params, output = recorded_params(manifest), manifest.output
+    allowed = [*CHANGEABLE[stage], *RUNTIME]
+    for name in changes:
+        if name not in allowed:
+            raise ParameterError(
+                f"{stage} cannot change {name}; it can change {', '.join(allowed)}; other parameters take another run"
+            )
+    output = changes.pop("output", output)
+    check_output(output)
+    threshold = changes.pop("threshold", None)
+    if threshold is not None and threshold != params.threshold:
+        params = params.with_threshold(threshold, manifest.lowest_threshold)
+    runtime = dict.fromkeys(("workers", "memory", "tmp"))
+    return make_params({**msgspec.to_builtins(params), **runtime, "device": "auto", **changes}), output
+
+
+def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], params: Params) -> bool:
+    """Whether a complete run is of these files and parameters, and all of its results have their sizes."""
+    if manifest.state != "complete" or different_parameters(manifest, params):
+        return False
+    skipped = {entry.shard for entry in manifest.skipped if entry.first_row is None}
+    now = [
+        (file.path, file.fingerprint.size_bytes, file.fingerprint.mtime_ns)
+        for file in files
+        if file.path not in skipped
+    ]
+    if now != [(entry.path, entry.size_bytes, entry.mtime_ns) for entry in manifest.inputs]:
+        return False
+    sizes = {entry.path: entry.size_bytes for entry in manifest.outputs}
+    try:
+        return all(os.lstat(f"{path}/{name}").st_size == size for name, size in sizes.items())
+    except OSError:
+        return False

@@ -1,0 +1,281 @@
+"""The sign tasks of a durable run: text in, signature files out, and read back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup import _cpu
+from gpudedup.backends.base import U64, LaneGroups
+from gpudedup.errors import ArtefactError, InputError
+from gpudedup.stages.sign import Piece, ShingleCache, Signed, check_count, sign_pieces
+from gpudedup.store import manifest as manifests
+from gpudedup.store import signatures as files
+from gpudedup.store.manifest import InputEntry, SkippedEntry, working_entry
+from gpudedup.store.records import Record
+from gpudedup.store.stopping import GivenUpError, stoppable_threads
+
+if TYPE_CHECKING:
+    from gpudedup.engines.durable import DurableRun
+
+PIECES_AHEAD = 4
+"""Signed batches that may wait to be written."""
+
+
+class _Writer:
+    """Writes the artefacts of one sign task. Only one thread at a time uses it."""
+
+    def __init__(self, run: DurableRun, task: int) -> None:
+        self._run, self._task = run, task
+        self._stack = ExitStack()
+        self._name = f"signatures/{task:06}.arrow"
+        self._file = self._stack.enter_context(run.directory.new_artefact(self._name))
+        self._batches = self._stack.enter_context(files.ipc_writer(self._file, files.schema(run.params.num_perm)))
+        self._columns: list[pa.RecordBatch] = []
+        self._rows = dict.fromkeys(run.corpus.files_of(task), 0)
+        self._text_bytes = 0
+        self._start = time.perf_counter()
+
+    def add(self, piece: Piece) -> None:
+        """Write the signatures of a batch; hold its carried columns."""
+        self._batches.write_batch(files.record_batch(piece.signed, piece.damaged))
+        if self._run.carried:
+            self._columns.append(piece.batch.columns.select(self._run.carried))
+        corpus = self._run.corpus
+        first = int(np.searchsorted(corpus.shard, piece.shard))
+        if corpus.row[first] < 0:
+            self._rows[first] += len(piece.batch.rows)
+        else:
+            for row in piece.batch.rows.tolist():
+                self._rows[first + row] = 1
+        self._text_bytes += piece.text_bytes
+
+    def commit(self) -> None:
+        """Close the files and record the task as done."""
+        self._stack.close()
+        run = self._run
+        entry = working_entry(self._name, self._file.size_bytes, self._file.xxh3_128)
+        inputs = [_input_entry(run, place, rows) for place, rows in self._rows.items()]
+        names = {entry.path for entry in inputs}
+        record = run.record(
+            "sign",
+            self._task,
+            [entry],
+            inputs=inputs,
+            skipped=[
+                SkippedEntry(shard=each.shard, first_row=each.first_row, count=each.count, reason=each.reason)
+                for each in run.source.skipped
+                if each.shard in names and each.first_row is not None
+            ],
+            counts={"rows": sum(self._rows.values()), "text_bytes": self._text_bytes},
+            seconds=time.perf_counter() - self._start,
+        )
+        if run.carried:
+            write_columns(run, self._task, self._columns)
+        run.commit(record)
+
+    def abandon(self) -> None:
+        """Remove what was written, if it was not committed."""
+        with suppress(GivenUpError), self._stack:
+            raise GivenUpError
+
+
+def sign_tasks(run: DurableRun, tasks: Sequence[int], cache: ShingleCache) -> None:
+    """Sign the files of tasks, in one go over all of them, and commit each. Raises InputError and OutputError."""
+    parts = [part for task in tasks for part in run.corpus.parts_of(task)]
+    writers = deque(tasks)
+    documents = text_bytes = 0
+    with stoppable_threads(1, "gpudedup-sign") as submit, ExitStack() as cleanup:
+        ahead: deque[Future[None]] = deque()
+
+        def begin() -> _Writer:
+            writer = _Writer(run, writers[0])
+            cleanup.callback(writer.abandon)
+            return writer
+
+        def hand(job: Callable[[], None]) -> None:
+            ahead.append(submit(job))
+            while len(ahead) > PIECES_AHEAD:
+                ahead.popleft().result()
+
+        writer = begin()
+
+        def to_next() -> None:
+            nonlocal writer
+            hand(writer.commit)
+            writers.popleft()
+            if writers:
+                writer = begin()
+
+        for piece in sign_pieces(run.source, parts, run.params, run.backend, cache=cache, band_keys=False, lanes=True):
+            task = run.corpus.task_at(piece.shard, int(piece.batch.rows[0]) if len(piece.batch.rows) else 0)
+            while writers[0] != task:  # files without rows give no batch
+                to_next()
+            hand(partial(writer.add, piece))
+            documents += len(piece.batch.rows)
+            text_bytes += piece.text_bytes
+            run.progress("sign", documents, text_bytes)
+        while writers:
+            to_next()
+        while ahead:
+            ahead.popleft().result()
+
+
+def read_columns(run: DurableRun, task: int) -> None:
+    """Read the carried columns of a task that is signed already, without its text."""
+    batches = [
+        batch.columns
+        for shard, rows in run.corpus.parts_of(task)
+        for batch in run.source.shards[shard].read(run.carried, rows)
+    ]
+    write_columns(run, task, batches)
+
+
+def write_columns(run: DurableRun, task: int, batches: Sequence[pa.RecordBatch]) -> None:
+    """Commit the carried columns of a task."""
+    start = time.perf_counter()
+    kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
+    table = pa.Table.from_batches([_of_types(batch, kinds) for batch in batches], kinds).unify_dictionaries()
+    name = f"columns/{task:06}.arrow"
+    with run.directory.new_artefact(name) as file, files.ipc_writer(file, kinds) as writer:
+        writer.write_table(table)
+    entry = working_entry(name, file.size_bytes, file.xxh3_128)
+    counts = {"rows": table.num_rows}
+    run.commit(run.record("columns", task, [entry], counts=counts, seconds=time.perf_counter() - start))
+
+
+def _of_types(batch: pa.RecordBatch, kinds: pa.Schema) -> pa.RecordBatch:
+    """The batch with the types that the source promises: the text column alone may come dictionary-encoded."""
+    columns = [column.cast(kind.type) for column, kind in zip(batch.columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=kinds)
+
+
+def _input_entry(run: DurableRun, place: int, rows: int) -> InputEntry:
+    """A file as it was read: checked after all of it was, so that the checksum is of the bytes that were signed."""
+    name, mark = run.corpus.names[place], run.corpus.marks[place]
+    checksum = manifests.checksum(Path(name)) if os.path.isfile(name) else ""
+    if checksum:
+        status = os.stat(name)
+        if (status.st_size, status.st_mtime_ns) != (mark.size_bytes, mark.mtime_ns):
+            raise InputError(f"{name} changed while it was being read; run again")
+    return InputEntry(
+        path=name,
+        size_bytes=mark.size_bytes,
+        mtime_ns=mark.mtime_ns,
+        rows=rows,
+        xxh3_128=checksum,
+        task=int(run.corpus.task[place]),
+    )
+
+
+class StoredSignatures:
+    """Signatures in files, memory-mapped: what match and verify read of them."""
+
+    def __init__(self, run: DurableRun, lanes: list[LaneGroups]) -> None:
+        self._run, self.lanes = run, lanes
+
+    def keys(self, band: int, scope_keys: U64 | None) -> U64:
+        """uint64[documents]: the keys of one band."""
+        params = self._run.params
+        bands, rows = params.banding
+        found, first = [np.zeros(0, np.uint64)], 0
+        for groups in self.lanes:
+            lanes = np.concatenate(groups, axis=1)
+            keys = None if scope_keys is None else scope_keys[first : first + len(lanes)]
+            found.append(_cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=keys)[band])
+            first += len(lanes)
+        return np.concatenate(found)
+
+    def forget_keys(self) -> None:
+        """None are held."""
+
+
+def load_signed(run: DurableRun, cache: ShingleCache) -> Signed:
+    """All that was signed, in input order. Raises ArtefactError for files that are damaged or do not fit together."""
+    corpus = run.corpus
+    opened: dict[int, tuple[files.SignatureFile, pa.Table | None]] = {}
+    where: dict[str, tuple[int, int, int]] = {}  # file -> (task, first row there, rows)
+    text_bytes = 0
+    for task in corpus.tasks:
+        record = run.done("sign", task)
+        assert record is not None
+        opened[task] = _open_task(run, task, record)
+        first = 0
+        for entry in record.inputs:
+            where[entry.path] = task, first, entry.rows
+            first += entry.rows
+        if first != opened[task][0].rows:
+            raise ArtefactError(
+                f"{run.directory.path}: task {task} of sign has {opened[task][0].rows} rows, not {first}"
+            )
+        text_bytes += record.counts.get("text_bytes", 0)
+    batches: list[pa.RecordBatch] = []
+    lanes: list[LaneGroups] = []
+    tables: list[pa.Table] = []
+    shard_rows = np.zeros(len(run.source.shards), np.int64)
+    for task, first, last in _spans(where[name] for name in corpus.names):
+        signatures, table = opened[task]
+        for batch in signatures.parts(first, last):
+            batches.append(batch)
+            lanes.append(signatures.lanes(batch))
+        if table is not None:
+            tables.append(table.slice(first, last - first))
+    np.add.at(shard_rows, corpus.shard, [where[name][2] for name in corpus.names])
+    check_count(int(shard_rows.sum()))
+    columns = {}
+    for name in run.carried:
+        chunks = [chunk for table in tables for chunk in table[name].chunks]
+        columns[name] = pa.chunked_array(chunks, type=run.source.column_type(name))
+    content = [files.content_of(batch) for batch in batches]
+    return Signed(
+        shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
+        signatures=StoredSignatures(run, lanes),
+        content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
+        unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
+        damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),
+        columns=columns,
+        text_bytes=text_bytes,
+        cache=cache,
+    )
+
+
+def _open_task(run: DurableRun, task: int, record: Record) -> tuple[files.SignatureFile, pa.Table | None]:
+    signatures = files.SignatureFile(run.directory.artefact(record.artefacts[0]), run.params.num_perm)
+    if not run.carried:
+        return signatures, None
+    columns = run.done("columns", task)
+    assert columns is not None
+    kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
+    path = run.directory.artefact(columns.artefacts[0])
+    batches = files.read_batches(path)
+    if any(not batch.schema.equals(kinds) for batch in batches):
+        raise ArtefactError(f"{path} has other columns than {run.carried}; delete it, and it is made again")
+    table = pa.Table.from_batches(batches, kinds)
+    if table.num_rows != signatures.rows:
+        raise InputError(
+            f"task {task}: {signatures.rows} rows were signed, and {table.num_rows} have columns; the input was changed"
+        )
+    return signatures, table
+
+
+def _spans(places: Iterator[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(task, first row, last row) of consecutive rows, from (task, first row, rows) of files."""
+    task = first = last = -1
+    for of_file, start, rows in places:
+        if (of_file, start) != (task, last):
+            if task >= 0:
+                yield task, first, last
+            task, first, last = of_file, start, start
+        last += rows
+    if task >= 0:
+        yield task, first, last

@@ -1,0 +1,104 @@
+"""How far a run is, by what is committed; reads records and touches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gpudedup.engines.lineage import Lineage, match_tasks
+from gpudedup.errors import ArtefactError, ParameterError
+from gpudedup.params import Params
+from gpudedup.stages.sign import carried_columns
+from gpudedup.store import lock, records
+from gpudedup.store import manifest as manifests
+from gpudedup.store.manifest import Manifest
+from gpudedup.store.records import Record
+
+
+class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """``tasks`` is None where it depends on a stage that is not done."""
+
+    name: str
+    done: int
+    tasks: int | None
+    artefact_bytes: int
+    seconds: float
+
+    @property
+    def is_done(self) -> bool:
+        return self.done == self.tasks
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """What is done of a run, and who is at it."""
+
+    run: str
+    state: str
+    """unfinished or complete."""
+    files: int
+    rows: int
+    """Those signed so far."""
+    stages: list[StageStatus]
+    owner: lock.Owner | None
+    """Who holds the lock, dead or alive."""
+
+    def asdict(self) -> dict[str, Any]:
+        built: dict[str, Any] = msgspec.to_builtins(self)
+        return built
+
+
+def status(directory: Path) -> Status:
+    """Raises ArtefactError if the directory holds no run, or its manifest cannot be believed."""
+    manifest = manifests.read(directory, unfinished=True)
+    params = recorded_params(manifest)
+    tasks = sorted({entry.task for entry in manifest.inputs})
+    lineage = Lineage(
+        [entry.path for entry in manifest.inputs],
+        [entry.size_bytes for entry in manifest.inputs],
+        [entry.task for entry in manifest.inputs],
+        params,
+        manifest.output,
+    )
+
+    def found(stage: str, numbers: list[int]) -> list[Record]:
+        read = (records.read(directory, stage, task, lineage.digest(stage, task)) for task in numbers)
+        return [record for record in read if record is not None]
+
+    def of_stage(name: str, done: list[Record], count: int | None) -> StageStatus:
+        return StageStatus(
+            name=name,
+            done=len(done),
+            tasks=count,
+            artefact_bytes=sum(entry.size_bytes for record in done for entry in record.artefacts),
+            seconds=round(sum(record.seconds for record in done), 3),
+        )
+
+    signed = found("sign", tasks)
+    rows = sum(record.counts.get("rows", 0) for record in signed)
+    columns = tasks if carried_columns(params) else []
+    of_match = 1 + match_tasks(params, rows) if len(signed) == len(tasks) else None
+    with_files = records.tasks_recorded(directory, "apply")
+    return Status(
+        run=str(directory),
+        state=manifest.state,
+        files=len(manifest.inputs),
+        rows=rows,
+        stages=[
+            of_stage("sign", [*signed, *found("columns", columns)], len(tasks) + len(columns)),
+            of_stage("match", found("match", records.tasks_recorded(directory, "match")), of_match),
+            of_stage("verify", found("verify", [params.threshold_ppm]), 1),
+            of_stage("decide", found("decide", [0]), 1),
+            of_stage("apply", found("apply", with_files), len(tasks)),
+        ],
+        owner=lock.owner_of(directory),
+    )
+
+
+def recorded_params(manifest: Manifest) -> Params:
+    """The parameters of a run. Raises ArtefactError for what no run could have had."""
+    try:
+        return msgspec.convert(manifest.parameters, Params)
+    except (msgspec.ValidationError, ParameterError) as error:
+        raise ArtefactError(f"the manifest's parameters are damaged: {error}") from error

@@ -1,0 +1,114 @@
+"""Records of finished tasks: done/STAGE/TASK.json, written after all that the task made.
+
+A task is done if its record can be read, is of the plan that is asked for, and everything that it lists has the size
+that it says. Tasks that are done again give the same bytes, so a record that is lost costs time only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import xxhash
+
+from gpudedup.errors import ArtefactError
+from gpudedup.store import manifest as manifests
+from gpudedup.store import sealed
+from gpudedup.store.atomic import atomic_file, output_errors, sync_folder
+from gpudedup.store.manifest import InputEntry, OutputEntry, SkippedEntry
+
+STAGES = ("sign", "columns", "match", "verify", "decide", "apply")
+FOLDER = "done"
+MAX_BYTES = 1 << 30
+
+
+class Record(sealed.Sealed, frozen=True, kw_only=True):
+    """What one task read and made."""
+
+    stage: str
+    task: int
+    digest: str
+    """Of all that its result follows from (``digest``)."""
+    artefacts: list[OutputEntry]
+    inputs: list[InputEntry] = msgspec.field(default_factory=list)
+    skipped: list[SkippedEntry] = msgspec.field(default_factory=list)
+    counts: dict[str, int] = msgspec.field(default_factory=dict)
+    seconds: float
+    host: str
+    version: str
+    """Of gpudedup."""
+
+
+def digest(**values: Any) -> str:
+    """XXH3, 128 bits, of plain values under their names."""
+    return xxhash.xxh3_128_hexdigest(msgspec.json.encode(values, order="sorted"))
+
+
+def path_of(directory: Path, stage: str, task: int) -> Path:
+    return directory / FOLDER / stage / f"{task:06}.json"
+
+
+def any_done(directory: Path) -> bool:
+    """Whether a run holds the record of any task."""
+    return (directory / FOLDER).is_dir()
+
+
+def write(directory: Path, record: Record) -> None:
+    """Commit a task: what it made is flushed and has its names already. Raises OutputError."""
+    path = path_of(directory, record.stage, record.task)
+    with output_errors(path):
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent.parent)
+            sync_folder(directory)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(sealed.seal(record))
+    with output_errors(path):
+        sync_folder(path.parent)
+
+
+def tasks_recorded(directory: Path, stage: str) -> list[int]:
+    """The tasks of a stage that have a record, whatever it says."""
+    folder = directory / FOLDER / stage
+    if not folder.is_dir():
+        return []
+    stems = (name.removesuffix(".json") for name in os.listdir(folder) if name.endswith(".json"))
+    return sorted(int(stem) for stem in stems if re.fullmatch("[0-9]{6,12}", stem))
+
+
+def read(directory: Path, stage: str, task: int, wanted: str | None) -> Record | None:
+    """The record of a task if it is done under the plan with digest ``wanted`` (None: under any); else None.
+
+    Raises ArtefactError for a record that leads out of the directory: no run writes that.
+    """
+    path = path_of(directory, stage, task)
+    for folder in (path.parent.parent, path.parent):
+        if folder.is_symlink():
+            raise ArtefactError(f"{folder} is a symbolic link, which no run writes")
+    try:
+        data = sealed.read_bytes(path, MAX_BYTES)
+        record = sealed.decode(data, Record, path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
+    except ArtefactError:
+        if path.is_symlink():
+            raise
+        return None
+    if not sealed.is_whole(data, record.checksum):
+        return None
+    if (record.stage, record.task) != (stage, task) or wanted not in (None, record.digest):
+        return None
+    kinds = (*manifests.RESULTS, *manifests.WORKING)
+    for entry in record.artefacts:
+        artefact = manifests.safe_path(directory, entry, kinds)
+        try:
+            if os.lstat(artefact).st_size != entry.size_bytes:
+                return None
+        except OSError:
+            return None
+    return record

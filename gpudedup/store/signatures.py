@@ -1,0 +1,125 @@
+"""Signatures and carried columns as Arrow IPC files: written batch by batch, read back memory-mapped.
+
+A signature file has the columns lanes_000, lanes_008, ...: fixed_size_list<uint32>[8] of 8 lanes each, the last as
+long as what is left, so that a band reads its own columns only; content: fixed_size_binary[16]; units: uint64; damaged:
+bool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.ipc
+
+from gpudedup.backends.base import U32, U64, SignedBatch
+from gpudedup.errors import ArtefactError
+from gpudedup.store.atomic import HashedFile
+
+GROUP = 8
+"""Lanes in a column."""
+
+
+def schema(num_perm: int) -> pa.Schema:
+    """The columns of a signature file."""
+    lanes = [
+        pa.field(f"lanes_{first:03}", pa.list_(pa.field("lane", pa.uint32(), nullable=False), width), nullable=False)
+        for first, width in _groups(num_perm)
+    ]
+    return pa.schema(
+        [
+            *lanes,
+            pa.field("content", pa.binary(16), nullable=False),
+            pa.field("units", pa.uint64(), nullable=False),
+            pa.field("damaged", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+def _groups(num_perm: int) -> list[tuple[int, int]]:
+    """(first lane, lanes) of each column."""
+    return [(first, min(GROUP, num_perm - first)) for first in range(0, num_perm, GROUP)]
+
+
+def record_batch(signed: SignedBatch, damaged: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    """The rows of a signature file for a signed batch, whose lanes uint32[n, num_perm] are there."""
+    assert signed.lanes is not None
+    count, num_perm = signed.lanes.shape
+    kinds = schema(num_perm)
+    arrays: list[pa.Array] = []
+    for field, (first, width) in zip(kinds, _groups(num_perm), strict=False):
+        lanes = pa.array(np.ascontiguousarray(signed.lanes[:, first : first + width]).reshape(-1))
+        arrays.append(pa.FixedSizeListArray.from_arrays(lanes, type=field.type))
+    content = pa.py_buffer(np.ascontiguousarray(signed.content, "<u8"))
+    arrays.append(pa.Array.from_buffers(pa.binary(16), count, [None, content]))
+    arrays += [pa.array(signed.unit_count, pa.uint64()), pa.array(damaged)]
+    return pa.RecordBatch.from_arrays(arrays, schema=kinds)
+
+
+@contextmanager
+def ipc_writer(file: HashedFile, kinds: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
+    """Writes record batches to an IPC file."""
+    with pa.ipc.new_file(pa.PythonFile(file, mode="w"), kinds) as writer:
+        yield writer
+
+
+def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBatch]:
+    """The batches of an IPC file of a run, memory-mapped. Raises ArtefactError, for other columns too."""
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            file = pa.ipc.open_file(mapped)
+            if kinds is not None and not file.schema.equals(kinds):
+                raise ArtefactError(f"{path} has other columns than a run writes: {file.schema.names}")
+            batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)
+                if kinds is not None and any(column.null_count for column in batch.columns):
+                    raise ArtefactError(f"{path} has nulls, which no run writes")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    return batches
+
+
+class SignatureFile:
+    """The signatures of one task, memory-mapped; rows in the order in which the task read them."""
+
+    def __init__(self, path: Path, num_perm: int) -> None:
+        self._batches = read_batches(path, schema(num_perm))
+        self._width = len(_groups(num_perm))
+        self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
+    @property
+    def rows(self) -> int:
+        return int(self._ends[-1])
+
+    def parts(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
+        """The batches that rows first to last - 1 lie in, cut to them."""
+        for batch, start, stop in zip(self._batches, self._ends, self._ends[1:], strict=False):
+            low, high = max(first, int(start)), min(last, int(stop))
+            if low < high:
+                yield batch.slice(low - int(start), high - low)
+
+    def lanes(self, batch: pa.RecordBatch) -> list[U32]:
+        """uint32[n, width] per column of lanes of one of ``parts``, without a copy."""
+        return [
+            np.asarray(column.flatten().to_numpy()).reshape(batch.num_rows, -1)
+            for column in batch.columns[: self._width]
+        ]
+
+
+def content_of(batch: pa.RecordBatch) -> U64:
+    """uint64[n, 2]."""
+    column = batch.column("content")
+    words = np.frombuffer(column.buffers()[1], "<u8")
+    return words.reshape(-1, 2)[column.offset : column.offset + len(column)]
+
+
+def concatenated(batches: Sequence[pa.RecordBatch], name: str) -> npt.NDArray[Any]:
+    """A column of numbers or booleans of many batches."""
+    parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in batches]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
