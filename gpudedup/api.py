@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import msgspec
 
 from gpudedup.audit import Audit, audit
 from gpudedup.engines.durable import VERBS, changed, drive, is_finished
+from gpudedup.engines.earlier import open_earlier
 from gpudedup.engines.local import Budget, run_stages, silent
 from gpudedup.engines.status import Status
 from gpudedup.engines.status import status as run_status
@@ -44,8 +46,12 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
 
     Options (gpudedup.Params): text_column="text", id_column=None, threshold=0.8, recall=0.95, shingle="word:5",
     num_perm=128, bands=None, rows=None, seed=0, fold="full", verify="exact", keep="first", within=None, across=None,
-    bucket_window=64, clustering="keepers", drop_empty=False, max_removed=None, guard_column=None,
+    against=(), bucket_window=64, clustering="keepers", drop_empty=False, max_removed=None, guard_column=None,
     keep_sets=False, device="auto", workers=None, memory=None, tmp=None, on_error="fail".
+
+    against: directories of earlier runs. Their kept documents rank before all of ``data``, in the order of the runs,
+    and are never removed; signatures must be alike (fold, shingle, num_perm, seed, bands, rows). A removal for one of
+    them says which run in ``keeper_run``.
 
     Raises ParameterError, InputError, DeviceError, OutputError (no space in ``tmp``), and GuardError if more than
     ``max_removed`` of all documents, or of those of one value of ``guard_column``, would be removed; all GpudedupError.
@@ -53,7 +59,11 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
     with verify="signature".
     """
     params = make_params(options)
-    return Result(run_stages(open_source(data, **_reading(params)), params, progress=progress))
+    with ExitStack() as opened:
+        earlier = open_earlier(params, None, opened)
+        result = Result(run_stages(open_source(data, **_reading(params)), params, progress=progress, earlier=earlier))
+        weakref.finalize(result, opened.pop_all().close)  # at() may read their texts again
+    return result
 
 
 def run(

@@ -398,6 +398,16 @@ Across = Annotated[
         rich_help_panel=STAY,
     ),
 ]
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="The directory of an earlier run, whose kept documents rank first and stay: only what is new is kept. May "
+        "be given several times.",
+        show_default="none",
+        metavar="RUN",
+        rich_help_panel=STAY,
+    ),
+]
 MaxRemoved = Annotated[
     float | None,
     typer.Option(
@@ -473,6 +483,7 @@ def run(
     keep: Keep = None,
     within: Within = None,
     across: Across = None,
+    against: Against = None,
     max_removed: MaxRemoved = None,
     guard_column: GuardColumn = None,
     clustering: Clustering = None,
@@ -538,6 +549,7 @@ def sign(
     keep: Keep = None,
     within: Within = None,
     across: Across = None,
+    against: Against = None,
     max_removed: MaxRemoved = None,
     guard_column: GuardColumn = None,
     clustering: Clustering = None,
@@ -571,6 +583,7 @@ def match(
     keep: Keep = None,
     within: Within = None,
     across: Across = None,
+    against: Against = None,
     bucket_window: BucketWindow = None,
     device: Device = None,
     workers: Workers = None,
@@ -682,6 +695,7 @@ def plan(
     keep: Keep = None,
     within: Within = None,
     across: Across = None,
+    against: Against = None,
     max_removed: MaxRemoved = None,
     guard_column: GuardColumn = None,
     clustering: Clustering = None,
@@ -718,7 +732,7 @@ def _show_plan(found: Plan) -> None:
 def _options(context: typer.Context, config: Path | None) -> dict[str, Any]:
     """The parameters from --config and the options given, which win."""
     own = ("inputs", "path", "out", "config", "as_json")
-    given = {name: value for name, value in context.params.items() if name not in own and value is not None}
+    given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [])}
     return {**(_read_config(config) if config else {}), **given}
 
 

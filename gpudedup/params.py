@@ -138,6 +138,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     keep: str = "first"
     within: str | None = None
     across: str | None = None
+    against: tuple[str, ...] = ()
     bucket_window: int = 64
     clustering: str = "keepers"
     drop_empty: bool = False
@@ -172,6 +173,10 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ParameterError(f"recall must be above 0 and below 1, got {self.recall}")
         if self.max_removed is not None and not 0 <= self.max_removed <= 1:
             raise ParameterError(f"max_removed must be a share from 0 to 1, got {self.max_removed}")
+        if not all(isinstance(path, str) and path for path in self.against):
+            raise ParameterError(f"against must be directories of earlier runs, got {self.against!r}")
+        if len(set(self.against)) < len(self.against):
+            raise ParameterError(f"against names a run twice: {', '.join(self.against)}")
         parse_keep(self.keep)
         shingle = parse_shingle(self.shingle)
         if shingle.unit == "tokens" and self.fold != "full":
@@ -225,6 +230,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "text_column": (str,), "id_column": (str, type(None)), "threshold": (float, int), "recall": (float, int),
     "shingle": (str,), "num_perm": (int,), "bands": (int, type(None)), "rows": (int, type(None)), "seed": (int,),
     "fold": (str,), "verify": (str,), "keep": (str,), "within": (str, type(None)), "across": (str, type(None)),
+    "against": (tuple, list),
     "bucket_window": (int,), "clustering": (str,), "drop_empty": (bool,),
     "max_removed": (float, int, type(None)), "guard_column": (str, type(None)), "keep_sets": (bool,),
     "on_error": (str,), "device": (str,),
@@ -252,7 +258,14 @@ def make_params(options: dict[str, Any]) -> Params:
     if unknown:
         known = ", ".join(Params.__struct_fields__)
         raise ParameterError(f"unknown parameter {unknown[0]!r}; known are {known}")
-    return Params(**{name: _plain_value(value) for name, value in options.items()})
+    values = {name: _plain_value(value) for name, value in options.items()}
+    if "against" in values:
+        given = values["against"]
+        runs = [given] if isinstance(given, str) else given
+        if not isinstance(runs, list | tuple):
+            raise ParameterError(f"against must be the directory of an earlier run, or a list of them, got {given!r}")
+        values["against"] = tuple(_plain_value(path) for path in runs)
+    return Params(**values)
 
 
 def _plain_value(value: Any) -> Any:

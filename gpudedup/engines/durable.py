@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -17,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 
 from gpudedup import _cpu
 from gpudedup.backends import Backend, select_backend
-from gpudedup.backends.base import NO_KEEPER, Band, Decision
+from gpudedup.backends.base import Band, Decision
 from gpudedup.engines.corpus import Corpus
+from gpudedup.engines.earlier import open_earlier
 from gpudedup.engines.lineage import Lineage, bands_a_task, match_tasks
 from gpudedup.engines.local import Budget, Seconds
-from gpudedup.engines.signing import load_signed, read_columns, sign_tasks
+from gpudedup.engines.signed_files import SignedFiles, load_signed
+from gpudedup.engines.signing import read_columns, sign_tasks
 from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, ParameterError
 from gpudedup.io.paths import InputFile
@@ -36,17 +38,18 @@ from gpudedup.machine import description, release_memory
 from gpudedup.params import SPEC, Params, make_params
 from gpudedup.stages.apply import all_removals, removed_parts, write_shard
 from gpudedup.stages.decide import Decided, decide
+from gpudedup.stages.earlier import Earlier, with_earlier
 from gpudedup.stages.guard import check_guard
 from gpudedup.stages.match import Grouped, Matched, group, make_buckets, sort_band
 from gpudedup.stages.sign import Progress, ShingleCache, Signed, carried_columns, check_types
 from gpudedup.stages.verify import ShingleSets, Verified, matching, verify
 from gpudedup.store import manifest as manifests
-from gpudedup.store import records
+from gpudedup.store import records, working
 from gpudedup.store.lock import Lock
-from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
+from gpudedup.store.manifest import AgainstEntry, InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
 from gpudedup.store.records import Record
 from gpudedup.store.run_directory import RunDirectory, check_output
-from gpudedup.store.signatures import ipc_writer, read_batches
+from gpudedup.store.signatures import ipc_writer
 from gpudedup.store.stopping import results, stoppable_threads
 from gpudedup.summary import Summary, summarise
 
@@ -54,7 +57,7 @@ VERBS = ("sign", "match", "verify", "decide", "apply")
 """The stages, in order."""
 
 CHANGEABLE: dict[str, tuple[str, ...]] = {
-    "match": ("keep", "within", "across", "bucket_window", "id_column"),
+    "match": ("keep", "within", "across", "against", "bucket_window", "id_column"),
     "verify": ("verify", "clustering", "threshold"),
     "decide": ("threshold", "drop_empty", "max_removed", "guard_column"),
     "apply": ("output",),
@@ -66,25 +69,6 @@ RUNTIME = ("device", "workers", "memory", "tmp")
 
 UNDECIDING = ("max_removed", "guard_column", "keep_sets", "device", "workers", "memory", "tmp")
 """Parameters that no removal follows from."""
-
-ORDER = pa.schema([pa.field(name, pa.uint32(), nullable=False) for name in ("order", "leader")])
-BAND = pa.schema([pa.field("member", pa.uint32(), nullable=False), pa.field("first", pa.bool_(), nullable=False)])
-"""One record batch a band: its buckets' members; ``first`` is true where a bucket begins."""
-DECISION = pa.schema(
-    [
-        *(pa.field(name, pa.uint32(), nullable=False) for name in ("document", "keeper")),
-        *(pa.field(name, pa.uint64(), nullable=False) for name in ("part", "whole")),
-    ]
-)
-"""The representatives that are removed; similarity is part / whole."""
-REMOVED = pa.schema(
-    [
-        *(pa.field(name, pa.int64(), nullable=False) for name in ("document", "keeper")),
-        pa.field("reason", pa.uint8(), nullable=False),
-        pa.field("similarity", pa.float64(), nullable=False),
-    ]
-)
-"""Input positions; NaN where the similarity was not measured."""
 
 
 class DurableRun:
@@ -98,15 +82,18 @@ class DurableRun:
         lock: Lock,
         progress: Progress,
         tasks: dict[str, int],
+        earlier: Earlier,
     ) -> None:
         """tasks: the sign task of each input file that has one already, by name."""
+        self.earlier = earlier
         self.directory, self.source, self.params, self.progress = directory, source, params, progress
         self._lock = lock
         self.backend: Backend = select_backend(params)
         self.budget = Budget.of(params)
         self.corpus = Corpus.of(source, tasks)
         sizes = [mark.size_bytes for mark in self.corpus.marks]
-        self.lineage = Lineage(self.corpus.names, sizes, self.corpus.task.tolist(), params, directory.output)
+        against = [run.digest for run in earlier.runs]
+        self.lineage = Lineage(self.corpus.names, sizes, self.corpus.task.tolist(), params, directory.output, against)
         self.carried = carried_columns(params)
         before = directory.manifest()
         self._lowest_threshold = params.threshold if before is None else before.lowest_threshold
@@ -168,8 +155,19 @@ class DurableRun:
 
     @cached_property
     def signed(self) -> Signed:
-        """All signatures, memory-mapped."""
-        return load_signed(self, self._cache)
+        """All signatures, memory-mapped, and the documents of earlier runs."""
+        corpus = self.corpus
+        stored = SignedFiles(
+            artefacts=self.directory,
+            params=self.params,
+            names=corpus.names,
+            task=corpus.task,
+            shard=corpus.shard,
+            shards=len(self.source.shards),
+            record=self.done,
+            carried=self.carried,
+        )
+        return with_earlier(load_signed(stored, self.backend, self._cache), self.earlier)
 
     def match(self) -> None:
         """Group equal contents, sort every band."""
@@ -185,7 +183,7 @@ class DurableRun:
 
     @property
     def _documents(self) -> int:
-        return sum(record.counts["rows"] for record in self._sign_records())
+        return sum(record.counts["rows"] for record in self._sign_records()) + len(self.earlier)
 
     @property
     def _match_tasks(self) -> int:
@@ -201,12 +199,11 @@ class DurableRun:
         start = time.perf_counter()
         record = self.done("match", 0)
         if record is not None:
-            (batch,) = self._read(record, ORDER, 1)
-            order, leader = (np.ascontiguousarray(batch.column(name).to_numpy()) for name in ORDER.names)
-            return group(self.signed, self.params, self.backend, known=(order, leader))
+            known = working.read_order(self.directory.artefact(record.artefacts[0]), len(self.signed.content))
+            return group(self.signed, self.params, self.backend, known)
         grouped = group(self.signed, self.params, self.backend)
-        name = "match/order.arrow"
-        entry = self._write(name, ORDER, [pa.record_batch([grouped.order, grouped.leader], schema=ORDER)])
+        batch = pa.record_batch([grouped.order, grouped.leader], schema=working.ORDER)
+        entry = self._write("match/order.arrow", working.ORDER, [batch])
         self.commit(self.record("match", 0, [entry], seconds=time.perf_counter() - start))
         return grouped
 
@@ -216,14 +213,12 @@ class DurableRun:
 
     def _sort_bands(self, task: int, grouped: Grouped) -> None:
         start = time.perf_counter()
-        batches = []
-        for band in self._bands_of(task):
-            sorted_band = sort_band(self.signed, grouped, band, self.backend, memory_bytes=self.budget.bucket_bytes)
-            first = np.zeros(len(sorted_band.members), bool)
-            ends = np.cumsum(sorted_band.lengths, dtype=np.int64)
-            first[np.concatenate(([0], ends[:-1]))[: len(ends)].astype(np.int64)] = True
-            batches.append(pa.record_batch([sorted_band.members, first], schema=BAND))
-        entry = self._write(f"match/bands-{task:03}.arrow", BAND, batches)
+        memory_bytes = self.budget.bucket_bytes
+        bands = (
+            sort_band(self.signed, grouped, band, self.backend, memory_bytes=memory_bytes)
+            for band in self._bands_of(task)
+        )
+        entry = self._write(f"match/bands-{task:03}.arrow", working.BANDS, map(working.band_batch, bands))
         self.commit(self.record("match", task, [entry], seconds=time.perf_counter() - start))
 
     @cached_property
@@ -233,12 +228,7 @@ class DurableRun:
         for task in range(1, self._match_tasks + 1):
             record = self.done("match", task)
             assert record is not None
-            for batch in self._read(record, BAND, len(self._bands_of(task))):
-                first = np.flatnonzero(batch.column("first").to_numpy(zero_copy_only=False))
-                if batch.num_rows and (len(first) == 0 or first[0] != 0):
-                    raise ArtefactError(f"{record.artefacts[0].path} has members before its first bucket")
-                lengths = np.diff(np.append(first, batch.num_rows)).astype(np.uint32)
-                bands.append(Band(batch.column("member").to_numpy(), lengths))
+            bands += working.read_bands(self.directory.artefact(record.artefacts[0]), len(self._bands_of(task)))
         budget = self.budget
         try:
             return make_buckets(self.grouped, bands, self.backend, memory_bytes=budget.bucket_bytes, tmp=budget.tmp)
@@ -271,10 +261,8 @@ class DurableRun:
                 prior=self._prior(),
             )
             release_memory()
-        decision = verified.decision.arrays()
-        removed = np.flatnonzero(decision[0] != NO_KEEPER)
-        columns = [removed.astype(np.uint32), *(values[removed] for values in decision)]
-        entry = self._write(f"verify/{ppm:07}.arrow", DECISION, [pa.record_batch(columns, schema=DECISION)])
+        batch = working.decision_batch(*verified.decision.arrays())
+        entry = self._write(f"verify/{ppm:07}.arrow", working.DECISION, [batch])
         counts = matching(self.matched, verified)
         self.commit(self.record("verify", ppm, [entry], counts=counts, seconds=time.perf_counter() - start))
         return verified
@@ -296,19 +284,9 @@ class DurableRun:
         return len(buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision))
 
     def _read_decision(self, record: Record) -> Decision:
-        (batch,) = self._read(record, DECISION, 1)
-        count = len(self.grouped.representatives)
-        document, keeper, part, whole = (batch.column(name).to_numpy() for name in DECISION.names)
-        rising = bool((np.diff(document.astype(np.int64)) > 0).all())
-        if not rising or (document >= count).any() or (keeper >= document).any():
-            raise ArtefactError(f"{record.artefacts[0].path} names documents or keepers that cannot be")
-        keepers, parts, wholes = (
-            np.full(count, NO_KEEPER, np.uint32),
-            np.zeros(count, np.uint64),
-            np.zeros(count, np.uint64),
-        )
-        keepers[document], parts[document], wholes[document] = keeper, part, whole
-        return _cpu.decision_of(keepers, parts, wholes, record.counts.get("compared_pairs", 0))
+        path = self.directory.artefact(record.artefacts[0])
+        decision = working.read_decision(path, len(self.grouped.representatives))
+        return _cpu.decision_of(*decision, record.counts.get("compared_pairs", 0))
 
     def decide(self) -> None:
         """Decide about every document. Raises GuardError if that removes too much."""
@@ -320,24 +298,17 @@ class DurableRun:
         """What becomes of every row."""
         record = self.done("decide", 0)
         if record is not None:
-            return self._read_decided(record)
+            path = self.directory.artefact(record.artefacts[0])
+            found = working.read_removed(path, self.signed.rows, len(self.signed.content))
+            keep = ~self.signed.damaged
+            keep[found[0]] = False
+            return Decided(keep, *found)
         start = time.perf_counter()
         decided = decide(self.signed, self.grouped, self.verified, self.params)
         columns = [decided.removed, decided.keeper, decided.reason, decided.similarity]
-        entry = self._write("decide/removed.arrow", REMOVED, [pa.record_batch(columns, schema=REMOVED)])
+        entry = self._write("decide/removed.arrow", working.REMOVED, [pa.record_batch(columns, schema=working.REMOVED)])
         self.commit(self.record("decide", 0, [entry], seconds=time.perf_counter() - start))
         return decided
-
-    def _read_decided(self, record: Record) -> Decided:
-        (batch,) = self._read(record, REMOVED, 1)
-        document, keeper, reason, similarity = (batch.column(name).to_numpy() for name in REMOVED.names)
-        rows, every = self.signed.rows, len(self.signed.content)
-        fine = (document >= 0) & (document < rows) & (keeper >= -1) & (keeper < every) & (reason < 3)
-        if not fine.all() or not (np.diff(document) > 0).all():
-            raise ArtefactError(f"{record.artefacts[0].path} names documents that do not exist")
-        keep = ~self.signed.damaged
-        keep[document] = False
-        return Decided(keep, document, keeper, reason, similarity)
 
     def apply(self) -> None:
         """Write removed/ and kept/ or keep_mask/ of every shard, and finish the manifest."""
@@ -370,18 +341,11 @@ class DurableRun:
 
     # ---- artefacts ----
 
-    def _write(self, name: str, kinds: pa.Schema, batches: Sequence[pa.RecordBatch]) -> OutputEntry:
+    def _write(self, name: str, kinds: pa.Schema, batches: Iterable[pa.RecordBatch]) -> OutputEntry:
         with self.directory.new_artefact(name) as file, ipc_writer(file, kinds) as writer:
             for batch in batches:
                 writer.write_batch(batch)
         return working_entry(name, file.size_bytes, file.xxh3_128)
-
-    def _read(self, record: Record, kinds: pa.Schema, count: int) -> list[pa.RecordBatch]:
-        path = self.directory.artefact(record.artefacts[0])
-        batches = read_batches(path, kinds)
-        if len(batches) != count:
-            raise ArtefactError(f"{path} has {len(batches)} batches, not {count}; delete it, and it is made again")
-        return batches
 
     # ---- the manifest ----
 
@@ -419,8 +383,12 @@ class DurableRun:
                 for name, mark, task in files
             ],
             outputs=[],
-            skipped=[],
+            skipped=[SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None],
+            against=self._against(),
         )
+
+    def _against(self) -> list[AgainstEntry]:
+        return [AgainstEntry(path=run.name, digest=run.digest, documents=len(run.kept)) for run in self.earlier.runs]
 
     def finish(self) -> None:
         """Write the manifest of the whole run."""
@@ -437,6 +405,7 @@ class DurableRun:
             version=version("gpudedup"),
             digest=self.lineage.of_results,
             **self.summary().for_manifest(),
+            against=self._against(),
             lowest_threshold=self._lowest_threshold,
             inputs=[signed[name] for name in self.corpus.names],
             skipped=self._skipped(),
@@ -551,7 +520,13 @@ def drive(
     if before is not None and not changing:
         check_same(before, params, [name for name, _ in input_files(source.shards)], directory)
     tasks = {entry.path: entry.task for entry in before.inputs} if before is not None else {}
-    run = DurableRun(directory, source, params, lock, progress, tasks)
+    with ExitStack() as opened:
+        earlier = open_earlier(params, directory.path, opened)
+        _drive(DurableRun(directory, source, params, lock, progress, tasks, earlier), until)
+
+
+def _drive(run: DurableRun, until: str) -> None:
+    directory, params = run.directory, run.params
     check_unchanged(run.corpus, directory)
     if until == "decide":
         unknown = run.unknown_documents()

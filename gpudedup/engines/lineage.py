@@ -9,6 +9,7 @@ from functools import cached_property
 from gpudedup import _cpu
 from gpudedup.params import SPEC, Params
 from gpudedup.stages.sign import carried_columns
+from gpudedup.store.manifest import Manifest
 from gpudedup.store.records import digest
 
 TASK_KEYS = 10_000_000
@@ -20,12 +21,32 @@ class Lineage:
     elsewhere (``check_unchanged``)."""
 
     def __init__(
-        self, names: Sequence[str], sizes: Sequence[int], tasks: Sequence[int], params: Params, output: str
+        self,
+        names: Sequence[str],
+        sizes: Sequence[int],
+        tasks: Sequence[int],
+        params: Params,
+        output: str,
+        against: Sequence[str],
     ) -> None:
-        self._names, self._params, self._output = names, params, output
+        """against: the digests of earlier runs."""
+        self._names, self._params, self._output, self._against = names, params, output, against
         self._files: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, size, task in zip(names, sizes, tasks, strict=True):
             self._files[task].append((name, size))
+
+    @classmethod
+    def of(cls, manifest: Manifest, params: Params) -> Lineage:
+        """That of a run with this manifest, whose parameters are ``params``."""
+        inputs = manifest.inputs
+        return cls(
+            [entry.path for entry in inputs],
+            [entry.size_bytes for entry in inputs],
+            [entry.task for entry in inputs],
+            params,
+            manifest.output,
+            [entry.digest for entry in manifest.against],
+        )
 
     def digest(self, stage: str, task: int) -> str:
         """Of a task; ``verify`` has one for each threshold, in millionths."""
@@ -64,6 +85,7 @@ class Lineage:
             keep=p.keep,
             within=p.within,
             across=p.across,
+            against=self._against,
             banding=list(p.banding),
             window=p.bucket_window,
             task_keys=TASK_KEYS,

@@ -15,6 +15,7 @@ from gpudedup.io.source import Source
 from gpudedup.machine import default_memory_bytes, release_memory
 from gpudedup.params import Params, parse_memory
 from gpudedup.stages.decide import Decided, decide
+from gpudedup.stages.earlier import Earlier, with_earlier
 from gpudedup.stages.guard import check_guard
 from gpudedup.stages.match import Matched, match
 from gpudedup.stages.sign import Progress, Signed, sign
@@ -86,11 +87,15 @@ def silent(stage: str, documents: int, text_bytes: int) -> None:
     """Progress that nobody watches."""
 
 
-def run_stages(source: Source, params: Params, *, progress: Progress = silent) -> Outcome:
+def run_stages(
+    source: Source, params: Params, *, progress: Progress = silent, earlier: Earlier | None = None
+) -> Outcome:
     """sign, match, verify and decide over a whole corpus. Raises GuardError if that removes too much."""
     budget, backend, seconds = Budget.of(params), select_backend(params), Seconds()
     with seconds.stage("sign"):
         signed = sign(source, params, backend, cache_bytes=budget.cache_bytes, progress=progress)
+        if earlier is not None:
+            signed = with_earlier(signed, earlier)
         release_memory()  # what decoding left: 150 to 200 MB
     with seconds.stage("match"):
         progress("match", signed.rows, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -15,14 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from gpudedup import _cpu
-from gpudedup.backends.base import U64, LaneGroups
-from gpudedup.errors import ArtefactError, InputError
-from gpudedup.stages.sign import Piece, ShingleCache, Signed, check_count, sign_pieces
+from gpudedup.errors import InputError
+from gpudedup.stages.sign import Piece, ShingleCache, sign_pieces
 from gpudedup.store import manifest as manifests
 from gpudedup.store import signatures as files
 from gpudedup.store.manifest import InputEntry, SkippedEntry, working_entry
-from gpudedup.store.records import Record
 from gpudedup.store.stopping import GivenUpError, stoppable_threads
 
 if TYPE_CHECKING:
@@ -176,106 +173,3 @@ def _input_entry(run: DurableRun, place: int, rows: int) -> InputEntry:
         xxh3_128=checksum,
         task=int(run.corpus.task[place]),
     )
-
-
-class StoredSignatures:
-    """Signatures in files, memory-mapped: what match and verify read of them."""
-
-    def __init__(self, run: DurableRun, lanes: list[LaneGroups]) -> None:
-        self._run, self.lanes = run, lanes
-
-    def keys(self, band: int, scope_keys: U64 | None) -> U64:
-        """uint64[documents]: the keys of one band."""
-        params = self._run.params
-        bands, rows = params.banding
-        found, first = [np.zeros(0, np.uint64)], 0
-        for groups in self.lanes:
-            lanes = np.concatenate(groups, axis=1)
-            keys = None if scope_keys is None else scope_keys[first : first + len(lanes)]
-            found.append(_cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=keys)[band])
-            first += len(lanes)
-        return np.concatenate(found)
-
-    def forget_keys(self) -> None:
-        """None are held."""
-
-
-def load_signed(run: DurableRun, cache: ShingleCache) -> Signed:
-    """All that was signed, in input order. Raises ArtefactError for files that are damaged or do not fit together."""
-    corpus = run.corpus
-    opened: dict[int, tuple[files.SignatureFile, pa.Table | None]] = {}
-    where: dict[str, tuple[int, int, int]] = {}  # file -> (task, first row there, rows)
-    text_bytes = 0
-    for task in corpus.tasks:
-        record = run.done("sign", task)
-        assert record is not None
-        opened[task] = _open_task(run, task, record)
-        first = 0
-        for entry in record.inputs:
-            where[entry.path] = task, first, entry.rows
-            first += entry.rows
-        if first != opened[task][0].rows:
-            raise ArtefactError(
-                f"{run.directory.path}: task {task} of sign has {opened[task][0].rows} rows, not {first}"
-            )
-        text_bytes += record.counts.get("text_bytes", 0)
-    batches: list[pa.RecordBatch] = []
-    lanes: list[LaneGroups] = []
-    tables: list[pa.Table] = []
-    shard_rows = np.zeros(len(run.source.shards), np.int64)
-    for task, first, last in _spans(where[name] for name in corpus.names):
-        signatures, table = opened[task]
-        for batch in signatures.parts(first, last):
-            batches.append(batch)
-            lanes.append(signatures.lanes(batch))
-        if table is not None:
-            tables.append(table.slice(first, last - first))
-    np.add.at(shard_rows, corpus.shard, [where[name][2] for name in corpus.names])
-    check_count(int(shard_rows.sum()))
-    columns = {}
-    for name in run.carried:
-        chunks = [chunk for table in tables for chunk in table[name].chunks]
-        columns[name] = pa.chunked_array(chunks, type=run.source.column_type(name))
-    content = [files.content_of(batch) for batch in batches]
-    return Signed(
-        shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
-        signatures=StoredSignatures(run, lanes),
-        content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
-        unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
-        damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),
-        columns=columns,
-        text_bytes=text_bytes,
-        cache=cache,
-    )
-
-
-def _open_task(run: DurableRun, task: int, record: Record) -> tuple[files.SignatureFile, pa.Table | None]:
-    signatures = files.SignatureFile(run.directory.artefact(record.artefacts[0]), run.params.num_perm)
-    if not run.carried:
-        return signatures, None
-    columns = run.done("columns", task)
-    assert columns is not None
-    kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
-    path = run.directory.artefact(columns.artefacts[0])
-    batches = files.read_batches(path)
-    if any(not batch.schema.equals(kinds) for batch in batches):
-        raise ArtefactError(f"{path} has other columns than {run.carried}; delete it, and it is made again")
-    table = pa.Table.from_batches(batches, kinds)
-    if table.num_rows != signatures.rows:
-        raise InputError(
-            f"task {task}: {signatures.rows} rows were signed, and {table.num_rows} have columns; the input was changed"
-        )
-    return signatures, table
-
-
-def _spans(places: Iterator[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(task, first row, last row) of consecutive rows, from (task, first row, rows) of files."""
-    task = first = last = -1
-    for of_file, start, rows in places:
-        if (of_file, start) != (task, last):
-            if task >= 0:
-                yield task, first, last
-            task, first, last = of_file, start, start
-        last += rows
-    if task >= 0:
-        yield task, first, last

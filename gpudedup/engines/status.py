@@ -54,13 +54,7 @@ def status(directory: Path) -> Status:
     manifest = manifests.read(directory, unfinished=True)
     params = recorded_params(manifest)
     tasks = sorted({entry.task for entry in manifest.inputs})
-    lineage = Lineage(
-        [entry.path for entry in manifest.inputs],
-        [entry.size_bytes for entry in manifest.inputs],
-        [entry.task for entry in manifest.inputs],
-        params,
-        manifest.output,
-    )
+    lineage = Lineage.of(manifest, params)
 
     def found(stage: str, numbers: list[int]) -> list[Record]:
         read = (records.read(directory, stage, task, lineage.digest(stage, task)) for task in numbers)
@@ -78,7 +72,8 @@ def status(directory: Path) -> Status:
     signed = found("sign", tasks)
     rows = sum(record.counts.get("rows", 0) for record in signed)
     columns = tasks if carried_columns(params) else []
-    of_match = 1 + match_tasks(params, rows) if len(signed) == len(tasks) else None
+    earlier = sum(entry.documents for entry in manifest.against)
+    of_match = 1 + match_tasks(params, rows + earlier) if len(signed) == len(tasks) else None
     with_files = records.tasks_recorded(directory, "apply")
     return Status(
         run=str(directory),

@@ -18,6 +18,7 @@ from gpudedup.backends.columns import take
 from gpudedup.io.source import DocumentFiles, RowFile, Source, first_rows, input_files
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
+from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.sign import Signed
 from gpudedup.store.manifest import OutputEntry
 from gpudedup.store.run_directory import RunDirectory
@@ -28,40 +29,62 @@ FILES_AT_ONCE = 500
 
 
 def removed_table(
-    file_names: Sequence[str], file_first: I64, decided: Decided, ids_at: Callable[[pa.Array], pa.Array] | None
+    file_names: Sequence[str],
+    file_first: I64,
+    decided: Decided,
+    ids_at: Callable[[pa.Array], pa.Array] | None,
+    earlier: Earlier | None = None,
 ) -> pa.Table:
     """One row per removal in input order; columns as in docs/spec.md, section 13. O(removals).
 
-    file_first int64[files + 1]: input position of the first row of each file; ids_at gives the ids at input positions.
+    file_first int64[files + 1]: input position of the first row of each file; ids_at gives the ids at document numbers.
     """
     nothing = decided.keeper < 0
     shard, row = _place(file_first, decided.removed)
     keeper_shard, keeper_row = _place(file_first, np.where(nothing, 0, decided.keeper))
+    cluster, keeper_run = decided.keeper.copy(), np.full(len(decided.keeper), -1, np.int64)
+    names = list(file_names)
+    if earlier is not None:
+        (places,) = np.nonzero(decided.keeper >= file_first[-1])
+        documents = decided.keeper[places] - file_first[-1]
+        cluster[places] = -1 - documents
+        for run, among, positions in earlier.parts(documents):
+            file, keeper_row[places[among]] = _place(run.file_first, positions)
+            keeper_shard[places[among]] = len(names) + file
+            keeper_run[places[among]] = earlier.runs.index(run)
+            names += run.files
     columns: dict[str, pa.Array] = {
         "shard": _names(file_names, shard, None),
         "row": pa.array(row, pa.int64()),
         "reason": pa.array(REASONS, pa.string()).take(pa.array(decided.reason, pa.int32())),
-        "keeper_shard": _names(file_names, keeper_shard, nothing),
+        "keeper_shard": _names(names, keeper_shard, nothing),
         "keeper_row": pa.array(keeper_row, pa.int64(), mask=nothing),
         "similarity": pa.array(decided.similarity, pa.float64(), mask=np.isnan(decided.similarity)),
-        "cluster": pa.array(decided.keeper, pa.int64(), mask=nothing),
+        "cluster": pa.array(cluster, pa.int64(), mask=nothing),
     }
+    if earlier is not None:
+        columns["keeper_run"] = _names([run.name for run in earlier.runs], keeper_run, keeper_run < 0)
     if ids_at is not None:
         columns["id"] = ids_at(pa.array(decided.removed, pa.int64()))
-        columns["keeper_id"] = ids_at(columns["cluster"])
-    order = ["shard", "row", "id", "reason", "keeper_shard", "keeper_row", "keeper_id", "similarity", "cluster"]
-    return pa.table({name: columns[name] for name in order if name in columns})
+        columns["keeper_id"] = ids_at(pa.array(decided.keeper, pa.int64(), mask=nothing))
+    order = ["shard", "row", "id", "reason", "keeper_run", "keeper_shard", "keeper_row", "keeper_id", "similarity"]
+    return pa.table({name: columns[name] for name in [*order, "cluster"] if name in columns})
 
 
 def all_removals(source: Source, signed: Signed, decided: Decided, params: Params) -> pa.Table:
     """The removals of a whole run."""
     names = [name for name, _ in input_files(source.shards)]
-    ids = signed.columns[params.id_column] if params.id_column else None
+    ids = None
+    if params.id_column:
+        ids = signed.columns[params.id_column]
+        if signed.earlier is not None:
+            ids = signed.earlier.ids(params.id_column, ids)
     return removed_table(
         names,
         first_rows(source.shards, signed.shard_first),
         decided,
         partial(take, ids) if ids is not None else None,
+        signed.earlier,
     )
 
 

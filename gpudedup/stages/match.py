@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -76,9 +77,9 @@ def group(signed: Signed, params: Params, backend: Backend, known: tuple[U32, U3
     """Rank documents and find those of equal content. known: (order, leader) as an earlier call found them."""
     within = across = scope_keys = None
     if params.within is not None:
-        within, scope_keys = scope_codes(signed.columns[params.within], backend)
+        within, scope_keys = scope_codes(signed.scope_column(params.within), backend)
     if params.across is not None:
-        across, _ = scope_codes(signed.columns[params.across], backend)
+        across, _ = scope_codes(signed.scope_column(params.across), backend)
     if known is None:
         earlier = np.flatnonzero(signed.unit_count[signed.rows :] > 0) + signed.rows
         order = np.concatenate([earlier.astype(np.uint32), rank(signed, params)])
@@ -105,7 +106,15 @@ def group(signed: Signed, params: Params, backend: Backend, known: tuple[U32, U3
 def sort_band(signed: Signed, grouped: Grouped, band: int, backend: Backend, *, memory_bytes: int) -> Band:
     """The buckets of one band."""
     keys = signed.signatures.keys(band, grouped.scope_keys)
-    return backend.band(keys, grouped.representatives, memory_bytes=memory_bytes)
+    found = backend.band(keys, grouped.representatives, memory_bytes=memory_bytes)
+    return found if grouped.fixed == 0 else _with_own(found, grouped.fixed)
+
+
+def _with_own(band: Band, fixed: int) -> Band:
+    """The buckets that hold a document of this input: others have no candidates, and their text need not be read."""
+    ends = np.cumsum(band.lengths, dtype=np.int64)
+    own = band.members[ends - 1] >= fixed  # members ascend
+    return Band(band.members[np.repeat(own, band.lengths)], band.lengths[own])
 
 
 def make_buckets(grouped: Grouped, bands: Sequence[Band], backend: Backend, *, memory_bytes: int, tmp: str) -> Matched:
@@ -124,9 +133,14 @@ def make_buckets(grouped: Grouped, bands: Sequence[Band], backend: Backend, *, m
 
 def rank(signed: Signed, params: Params) -> U32:
     """Input positions of all documents with units, best first (docs/spec.md, section 10)."""
+    return ranked(signed, params, signed.unit_count[: signed.rows] > 0)
+
+
+def ranked(signed: Signed, params: Params, wanted: npt.NDArray[np.bool_]) -> U32:
+    """Input positions of the documents that are ``wanted``, best first."""
     rule, column, sources = parse_keep(params.keep)
     unit_count = signed.unit_count[: signed.rows]
-    candidates = np.flatnonzero(unit_count > 0).astype(np.uint32)
+    candidates = np.flatnonzero(wanted).astype(np.uint32)
     if rule == "first":
         return candidates
     if rule == "longest":
@@ -146,7 +160,7 @@ def rank(signed: Signed, params: Params) -> U32:
         values = values.cast(pa.decimal128(values.type.precision, values.type.scale))
     # Stable, with NaN after all numbers and null after NaN in both directions: nulls go to the end by default.
     best_first = pc.sort_indices(values, sort_keys=[("", direction)]).to_numpy()
-    return np.ascontiguousarray(best_first[unit_count[best_first] > 0], np.uint32)
+    return np.ascontiguousarray(best_first[wanted[best_first]], np.uint32)
 
 
 def _source_places(values: pa.ChunkedArray, sources: tuple[str, ...]) -> I32:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Batch, Source
 from gpudedup.params import Params, parse_keep, parse_shingle
+
+if TYPE_CHECKING:
+    from gpudedup.stages.earlier import Earlier
 
 MAX_DOCUMENTS = 2**32 - 2
 """One process names documents by 32 bits; the last two values mean something else."""
@@ -108,10 +111,17 @@ class Signed:
     """The id, within, across, keep and guard columns."""
     text_bytes: int = 0
     cache: ShingleCache = field(default_factory=lambda: ShingleCache(0))
+    earlier: Earlier | None = None
+    """Documents of earlier runs; their numbers begin at ``rows``, in signatures, content and unit_count too."""
 
     @property
     def rows(self) -> int:
         return int(self.shard_first[-1])
+
+    def scope_column(self, name: str) -> pa.ChunkedArray:
+        """The values of a carried column by document."""
+        own = self.columns[name]
+        return own if self.earlier is None else self.earlier.column(name, own)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
+from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
 from gpudedup.stages.spill import spill_errors
@@ -38,24 +39,50 @@ class ShingleSets:
         """Fill ``store`` with the sets of ``numbers``, which are the documents at input ``positions``."""
         by_position = np.argsort(positions, kind="stable")
         numbers, positions = numbers[by_position], positions[by_position]
+        own = int(np.searchsorted(positions, self.signed.rows))
+        if self.signed.earlier is not None:
+            places = positions[own:].astype(np.int64) - self.signed.rows
+            self._read_earlier(store, numbers[own:], self.signed.earlier, places, progress)
+        numbers, positions = numbers[:own], positions[:own]
         rest = np.ones(len(positions), bool)
         for first, shingles in self.signed.cache.drain(self.signed.shard_first):
             low, high = np.searchsorted(positions, [first, first + len(shingles.offsets) - 1])
             self._add(store, numbers[low:high], positions[low:high] - first, shingles.hashes, shingles.offsets)
             rest[low:high] = False
-        self._read_again(store, numbers[rest], positions[rest], progress)
+        column = self._params.text_column
+        self._read(store, numbers[rest], positions[rest], self._source, self.signed.shard_first, column, progress)
 
-    def _read_again(self, store: SetStore, numbers: U32, positions: U32, progress: Progress) -> None:
-        shards = self._source.shards
-        cuts = np.searchsorted(positions, self.signed.shard_first)
+    def _read_earlier(
+        self, store: SetStore, numbers: U32, earlier: Earlier, documents: I64, progress: Progress
+    ) -> None:
+        """Documents of earlier runs, from where these still have their text."""
+        for run, places, positions in earlier.parts(documents):
+            with run.texts(positions) as (source, shard_first, there):
+                by_position = np.argsort(there, kind="stable")
+                of_run = numbers[places[by_position]]
+                column = run.params.text_column
+                self._read(store, of_run, there[by_position], source, shard_first, column, progress)
+
+    def _read(
+        self,
+        store: SetStore,
+        numbers: U32,
+        positions: U32 | I64,
+        source: Source,
+        shard_first: I64,
+        text_column: str,
+        progress: Progress,
+    ) -> None:
+        """The text of ``positions``, which ascend."""
+        cuts = np.searchsorted(positions, shard_first)
         done = text_bytes = 0
-        for shard, first, low, high in zip(shards, self.signed.shard_first, cuts, cuts[1:], strict=False):
+        for shard, first, low, high in zip(source.shards, shard_first, cuts, cuts[1:], strict=False):
             if low == high:
                 continue
             wanted: I64 = positions[low:high].astype(np.int64) - first
             place = int(low)
             sizes: deque[tuple[int, int]] = deque()
-            for shingles in self._backend.shingles(self._texts(shard, wanted, sizes)):
+            for shingles in self._backend.shingles(self._texts(shard, text_column, wanted, sizes)):
                 count, size = sizes.popleft()
                 rows = np.arange(count, dtype=np.uint32)
                 self._add(store, numbers[place : place + count], rows, shingles.hashes, shingles.offsets)
@@ -66,9 +93,9 @@ class ShingleSets:
             if place != high:
                 raise InputError(f"{shard.name} gave {place - int(low)} of {len(wanted)} rows when it was read again")
 
-    def _texts(self, shard: Shard, wanted: I64, sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
+    def _texts(self, shard: Shard, text_column: str, wanted: I64, sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
         """The text of rows; (documents, bytes) of each batch that was drawn goes to ``sizes``."""
-        for batch in prefetch(shard.read([self._params.text_column], wanted), 2):
+        for batch in prefetch(shard.read([text_column], wanted), 2):
             text = batch.columns.column(0)
             sizes.append((len(text), int(value_bytes(text).sum())))
             yield text

@@ -85,7 +85,38 @@ def _table_name(name: str) -> str:
     return name if name.endswith(".parquet") else f"{name}.parquet"
 
 
-class RunDirectory:
+class Artefacts:
+    """What is committed in a run directory, read so that nothing in it is trusted unchecked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._compared: set[Path] = set()  # whose checksums were compared
+
+    def done(self, stage: str, task: int, digest: str | None) -> Record | None:
+        """The record of a task if it is done (``records.read``)."""
+        return records.read(self.path, stage, task, digest)
+
+    def tasks_recorded(self, stage: str) -> list[int]:
+        """The tasks of a stage that have a record, whatever it says."""
+        return records.tasks_recorded(self.path, stage)
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, of an unfinished run too; None if nothing was begun. Raises ArtefactError."""
+        return manifests.read(self.path, unfinished=True) if holds_run(self.path) else None
+
+    def artefact(self, entry: OutputEntry) -> Path:
+        """The path of a working artefact, once its checksum was compared. Raises ArtefactError."""
+        path = manifests.safe_path(self.path, entry, manifests.WORKING)
+        if path not in self._compared:
+            try:
+                compare(path, entry, "its record")
+            except ArtefactError as error:
+                raise ArtefactError(f"{error}; delete it and start again: it is made anew") from None
+            self._compared.add(path)
+        return path
+
+
+class RunDirectory(Artefacts):
     """A run that is being written. Use as a context manager: unless ``finish`` was called, what was begun is removed
     again: all of it, or with ``resumable`` all but what is committed.
 
@@ -98,7 +129,8 @@ class RunDirectory:
 
     def __init__(self, path: Path, names: dict[str, str], output: str, one_table: bool, resumable: bool) -> None:
         """For ``create`` only."""
-        self.path, self.output, self._names, self._one_table = path, output, names, one_table
+        super().__init__(path)
+        self.output, self._names, self._one_table = output, names, one_table
         self._resumable = resumable
         self._began_before = holds_run(path)
         self.working_directory = working_directory(names)
@@ -106,7 +138,6 @@ class RunDirectory:
         self._folders: list[Path] = []
         self._unflushed: set[Path] = set()  # folders with new names
         self._unnamed: list[Path] = []  # folders under temporary names, with all that is in them
-        self._compared: set[Path] = set()  # artefacts whose checksums were compared
         self._finished = False
         self._process = os.getpid()
         self._lock = threading.Lock()
@@ -298,29 +329,6 @@ class RunDirectory:
         with output_errors(self.path):
             for folder in sorted(folders):
                 sync_folder(folder)
-
-    def done(self, stage: str, task: int, digest: str | None) -> Record | None:
-        """The record of a task if it is done (``records.read``)."""
-        return records.read(self.path, stage, task, digest)
-
-    def tasks_recorded(self, stage: str) -> list[int]:
-        """The tasks of a stage that have a record, whatever it says."""
-        return records.tasks_recorded(self.path, stage)
-
-    def manifest(self) -> Manifest | None:
-        """The manifest, of an unfinished run too; None if nothing was begun. Raises ArtefactError."""
-        return manifests.read(self.path, unfinished=True) if holds_run(self.path) else None
-
-    def artefact(self, entry: OutputEntry) -> Path:
-        """The path of a working artefact, once its checksum was compared. Raises ArtefactError."""
-        path = manifests.safe_path(self.path, entry, manifests.WORKING)
-        if path not in self._compared:
-            try:
-                compare(path, entry, "its record")
-            except ArtefactError as error:
-                raise ArtefactError(f"{error}; delete it and start again: it is made anew") from None
-            self._compared.add(path)
-        return path
 
     def discard(self, kinds: Iterable[str]) -> None:
         """Delete whole folders of the run: what is there is of an earlier decision. Raises OutputError."""

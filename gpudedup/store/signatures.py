@@ -85,6 +85,17 @@ def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBa
     return batches
 
 
+def read_table(path: Path) -> pa.Table:
+    """An IPC file of a run as a table, memory-mapped. Raises ArtefactError."""
+    try:
+        with pa.memory_map(str(path)) as mapped:
+            table = pa.ipc.open_file(mapped).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    return table
+
+
 class SignatureFile:
     """The signatures of one task, memory-mapped; rows in the order in which the task read them."""
 

@@ -1,0 +1,167 @@
+"""Earlier runs, opened to be compared with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from gpudedup.backends import select_backend
+from gpudedup.backends.base import I64
+from gpudedup.engines.lineage import Lineage
+from gpudedup.engines.local import Budget
+from gpudedup.engines.signed_files import SignedFiles, load_signed
+from gpudedup.engines.status import recorded_params
+from gpudedup.errors import ArtefactError, InputError, ParameterError
+from gpudedup.io import open_paths
+from gpudedup.io.source import Source
+from gpudedup.params import SPEC, Params
+from gpudedup.stages.earlier import Earlier, EarlierRun
+from gpudedup.stages.match import ranked
+from gpudedup.stages.sign import ShingleCache, carried_columns
+from gpudedup.store.manifest import InputEntry, Manifest
+from gpudedup.store.run_directory import Artefacts, Run
+from gpudedup.store.working import read_removed
+
+ALIKE = ("fold", "shingle", "num_perm", "seed")
+"""Parameters that signatures depend on."""
+
+
+def open_earlier(params: Params, own: Path | None, opened: ExitStack) -> Earlier:
+    """The runs that ``params.against`` names. own: the directory of this run. What is opened is closed by ``opened``.
+
+    Raises ArtefactError if one is not complete, damaged, or was signed or banded in another way.
+    """
+    runs = []
+    for name in params.against:
+        path = Path(name)
+        if own is not None and os.path.realpath(path) == os.path.realpath(own):
+            raise ParameterError(f"against names {name}, the directory of this run itself; leave it out")
+        runs.append(_open(name, Run.open(path), params, opened))
+    return Earlier(runs)
+
+
+def _open(name: str, run: Run, params: Params, opened: ExitStack) -> EarlierRun:
+    manifest, artefacts = run.manifest, Artefacts(run.path)
+    then = recorded_params(manifest)
+    _check_alike(name, manifest, then, params)
+    lineage = Lineage.of(manifest, then)
+    if not artefacts.tasks_recorded("sign"):
+        raise ArtefactError(
+            f"{name} holds no signatures to compare with: it was saved from memory; make it with gpudedup run"
+        )
+    backend = select_backend(msgspec.structs.replace(then, device=params.device, workers=params.workers))
+    stored = SignedFiles(
+        artefacts=artefacts,
+        params=then,
+        names=[entry.path for entry in manifest.inputs],
+        task=np.array([entry.task for entry in manifest.inputs], np.int64),
+        shard=np.arange(len(manifest.inputs)),
+        shards=len(manifest.inputs),
+        record=lambda stage, task: artefacts.done(stage, task, lineage.digest(stage, task)),
+        carried=carried_columns(then),
+    )
+    signed = load_signed(stored, backend, ShingleCache(0))
+    decided = artefacts.done("decide", 0, lineage.digest("decide", 0))
+    if decided is None:
+        raise ArtefactError(
+            f"{name} holds no decision, or one of other parameters; finish it with gpudedup apply {name}"
+        )
+    every = signed.rows + sum(entry.documents for entry in manifest.against)
+    removed, *_ = read_removed(artefacts.artefact(decided.artefacts[0]), signed.rows, every)
+    keep = ~signed.damaged
+    keep[removed] = False
+    texts = _Texts(run, then, signed.shard_first, keep, params, opened)
+    return EarlierRun(
+        name=name,
+        digest=manifest.digest,
+        params=then,
+        signed=signed,
+        kept=ranked(signed, then, keep).astype(np.int64),
+        files=list(stored.names),
+        file_first=signed.shard_first,
+        column=lambda column: signed.columns[column] if column in signed.columns else texts.column(column),
+        texts=texts.of,
+    )
+
+
+def _check_alike(name: str, manifest: Manifest, then: Params, now: Params) -> None:
+    pairs = [(field, getattr(then, field), getattr(now, field)) for field in ALIKE]
+    pairs += [("spec", manifest.spec, SPEC), ("bands", manifest.bands, now.banding.bands)]
+    pairs += [("rows", manifest.rows, now.banding.rows)]
+    for field, was, wanted in pairs:
+        if was != wanted:
+            raise ArtefactError(
+                f"the earlier run {name} has {field}={was}, this one {wanted}; they cannot be compared: give this run "
+                f"{field}={was}, or make the earlier one anew"
+            )
+
+
+class _Texts:
+    """Where the text of an earlier run still is: its input, if it is unchanged, else what it kept of it."""
+
+    def __init__(
+        self, run: Run, then: Params, file_first: I64, keep: npt.NDArray[np.bool_], now: Params, opened: ExitStack
+    ) -> None:
+        self._run, self._params, self._first, self._keep = run, then, file_first, keep
+        self._budget, self._opened = Budget.of(now), opened
+        self._found: tuple[Source, bool] | None = None
+
+    @contextmanager
+    def of(self, positions: I64) -> Iterator[tuple[Source, I64, I64]]:
+        """(source, where its shards begin, positions there) of documents by input position."""
+        source, is_input = self._source()
+        first = self._first
+        if not is_input:
+            before = np.concatenate(([0], np.cumsum(self._keep))).astype(np.int64)
+            first, positions = before[first], before[positions]
+        if len(source.shards) == 1:
+            first = first[[0, -1]]
+        yield source, first, positions
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column that the run did not carry, from its input; null for rows that it did not keep."""
+        source, is_input = self._source([name])
+        chunks = [batch.columns.column(0) for shard in source.shards for batch in shard.read([name])]
+        column = pa.chunked_array(chunks, type=source.column_type(name))
+        if is_input:
+            return column
+        places = np.cumsum(self._keep) - 1
+        return column.take(pa.array(places, pa.int64(), mask=~self._keep))
+
+    def _source(self, columns: Sequence[str] = ()) -> tuple[Source, bool]:
+        if self._found is not None and not columns:
+            return self._found
+        is_input = all(self._is_unchanged(entry) for entry in self._run.manifest.inputs)
+        if not is_input and self._run.manifest.output != "kept":
+            raise InputError(
+                f"the text of the earlier run {self._run.path} is gone: its input was changed or removed, and it wrote "
+                'no kept/; put the input back, or compare by verify="signature"'
+            )
+        manifest = self._run.manifest
+        paths = [self._run.input_path(entry.path) for entry in manifest.inputs]
+        source = open_paths(
+            paths if is_input else [str(path) for path in self._run.kept],
+            text_column=self._params.text_column,
+            columns=[self._params.text_column, *columns],
+            memory_bytes=self._budget.memory_bytes,
+            tmp=self._budget.tmp,
+            on_error=self._params.on_error,
+        )
+        self._opened.callback(source.close)
+        if not columns:
+            self._found = source, is_input
+        return source, is_input
+
+    def _is_unchanged(self, entry: InputEntry) -> bool:
+        try:
+            status = os.stat(self._run.input_path(entry.path))
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)

@@ -1,0 +1,147 @@
+"""What sign tasks left of a run, read back in input order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup import _cpu
+from gpudedup.backends import Backend
+from gpudedup.backends.base import I64, U64, LaneGroups
+from gpudedup.errors import ArtefactError, InputError
+from gpudedup.params import Params
+from gpudedup.stages.sign import ShingleCache, Signed, check_count
+from gpudedup.store import signatures as files
+from gpudedup.store.records import Record
+from gpudedup.store.run_directory import Artefacts
+
+
+@dataclass(frozen=True)
+class SignedFiles:
+    """Where the signatures of a run are."""
+
+    artefacts: Artefacts
+    params: Params
+    names: Sequence[str]
+    """The input files, in input order."""
+    task: I64
+    """[files]: the sign task of each."""
+    shard: I64
+    """[files]: the shard that each is in, or its own place."""
+    shards: int
+    record: Callable[[str, int], Record | None]
+    """The record of a task that is done."""
+    carried: Sequence[str]
+
+
+class StoredSignatures:
+    """Signatures in files, memory-mapped: what match and verify read of them."""
+
+    def __init__(self, backend: Backend, params: Params, lanes: list[LaneGroups]) -> None:
+        self._backend, self._params, self.lanes = backend, params, lanes
+
+    def keys(self, band: int, scope_keys: U64 | None) -> U64:
+        """uint64[documents]: the keys of one band."""
+        bands, rows = self._params.banding
+        found, first = [np.zeros(0, np.uint64)], 0
+        for groups in self.lanes:
+            lanes = np.concatenate(groups, axis=1)
+            keys = None if scope_keys is None else scope_keys[first : first + len(lanes)]
+            found.append(_cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=keys)[band])
+            first += len(lanes)
+        return np.concatenate(found)
+
+    def forget_keys(self) -> None:
+        """None are held."""
+
+
+def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> Signed:
+    """All that was signed, in input order. Raises ArtefactError for files that are damaged or do not fit together."""
+    opened: dict[int, tuple[files.SignatureFile, pa.Table | None]] = {}
+    where: dict[str, tuple[int, int, int]] = {}  # file -> (task, first row there, rows)
+    text_bytes = 0
+    for task in np.unique(stored.task).tolist():
+        record = _done(stored, "sign", task)
+        opened[task] = _open_task(stored, task, record)
+        first = 0
+        for entry in record.inputs:
+            where[entry.path] = task, first, entry.rows
+            first += entry.rows
+        if first != opened[task][0].rows:
+            raise ArtefactError(
+                f"{stored.artefacts.path}: sign task {task} has {opened[task][0].rows} rows, not {first}"
+            )
+        text_bytes += record.counts.get("text_bytes", 0)
+    batches: list[pa.RecordBatch] = []
+    lanes: list[LaneGroups] = []
+    tables: list[pa.Table] = []
+    for task, first, last in _spans(where[name] for name in stored.names):
+        signatures, table = opened[task]
+        for batch in signatures.parts(first, last):
+            batches.append(batch)
+            lanes.append(signatures.lanes(batch))
+        if table is not None:
+            tables.append(table.slice(first, last - first))
+    shard_rows = np.zeros(stored.shards, np.int64)
+    np.add.at(shard_rows, stored.shard, [where[name][2] for name in stored.names])
+    check_count(int(shard_rows.sum()))
+    content = [files.content_of(batch) for batch in batches]
+    return Signed(
+        shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
+        signatures=StoredSignatures(backend, stored.params, lanes),
+        content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
+        unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
+        damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),
+        columns=_columns(stored, tables),
+        text_bytes=text_bytes,
+        cache=cache,
+    )
+
+
+def _columns(stored: SignedFiles, tables: Sequence[pa.Table]) -> dict[str, pa.ChunkedArray]:
+    columns = {}
+    for name in stored.carried:
+        kinds = {table.schema.field(name).type for table in tables}
+        if len(kinds) > 1:
+            raise ArtefactError(f"{stored.artefacts.path}: column {name!r} has types {', '.join(map(str, kinds))}")
+        chunks = [chunk for table in tables for chunk in table[name].chunks]
+        columns[name] = pa.chunked_array(chunks, type=kinds.pop() if kinds else pa.null())
+    return columns
+
+
+def _done(stored: SignedFiles, stage: str, task: int) -> Record:
+    record = stored.record(stage, task)
+    if record is None:
+        raise ArtefactError(f"{stored.artefacts.path}: task {task} of {stage} is not done, or damaged; run it again")
+    return record
+
+
+def _open_task(stored: SignedFiles, task: int, record: Record) -> tuple[files.SignatureFile, pa.Table | None]:
+    signatures = files.SignatureFile(stored.artefacts.artefact(record.artefacts[0]), stored.params.num_perm)
+    if not stored.carried:
+        return signatures, None
+    path = stored.artefacts.artefact(_done(stored, "columns", task).artefacts[0])
+    table = files.read_table(path)
+    if table.schema.names != list(stored.carried):
+        raise ArtefactError(f"{path} has columns {table.schema.names}, not {stored.carried}; delete it and start again")
+    if table.num_rows != signatures.rows:
+        raise InputError(
+            f"task {task}: {signatures.rows} rows were signed, and {table.num_rows} have columns; the input was changed"
+        )
+    return signatures, table
+
+
+def _spans(places: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(task, first row, last row) of consecutive rows, from (task, first row, rows) of files."""
+    task = first = last = -1
+    for of_file, start, rows in places:
+        if (of_file, start) != (task, last):
+            if task >= 0:
+                yield task, first, last
+            task, first, last = of_file, start, start
+        last += rows
+    if task >= 0:
+        yield task, first, last

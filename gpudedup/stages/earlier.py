@@ -1,0 +1,141 @@
+"""The kept documents of earlier runs: they rank before all others, stay, and are not compared with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from gpudedup.backends.base import I64, U64, LaneGroups
+from gpudedup.backends.columns import is_text, plain_column
+from gpudedup.errors import ParameterError
+from gpudedup.io.source import Source
+from gpudedup.params import Params
+from gpudedup.stages.sign import Signatures, Signed
+
+Texts = Callable[[I64], AbstractContextManager[tuple[Source, I64, I64]]]
+"""From input positions of a run to (source, where its shards begin, the same documents' positions there)."""
+
+
+@dataclass
+class EarlierRun:
+    """One of them."""
+
+    name: str
+    """Its directory, as given."""
+    digest: str
+    """Of its decision."""
+    params: Params
+    signed: Signed
+    kept: I64
+    """Input positions of its kept documents, by rank."""
+    files: list[str]
+    file_first: I64
+    """[files + 1]: the input position of each file's first row."""
+    column: Callable[[str], pa.ChunkedArray]
+    """A column of all its rows."""
+    texts: Texts
+
+
+@dataclass
+class Earlier:
+    """Those of all earlier runs: by run in the order given, then by rank. A document is its place in that order."""
+
+    runs: Sequence[EarlierRun]
+    first: I64 = field(init=False)
+    """[runs + 1]: the first document of each run."""
+
+    def __post_init__(self) -> None:
+        self.first = np.cumsum([0, *(len(run.kept) for run in self.runs)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.first[-1])
+
+    def column(self, name: str, own: pa.ChunkedArray) -> pa.ChunkedArray:
+        """A column of this input and of all earlier documents behind it. Raises ParameterError for unlike types."""
+        return _joined(name, own, [(run, run.column(name)) for run in self.runs])
+
+    def ids(self, name: str, own: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Ids of this input, and what each run named its documents by; null where it did not."""
+        of_runs = []
+        for run in self.runs:
+            known = run.params.id_column
+            of_runs.append((run, run.signed.columns[known] if known else pa.chunked_array([pa.nulls(run.signed.rows)])))
+        return _joined(name, own, of_runs)
+
+    def parts(self, documents: I64) -> list[tuple[EarlierRun, I64, I64]]:
+        """(run, places in ``documents``, their input positions there) of documents."""
+        of_run = np.searchsorted(self.first, documents, side="right") - 1
+        found = []
+        for number, run in enumerate(self.runs):
+            places = np.flatnonzero(of_run == number)
+            if len(places):
+                found.append((run, places, run.kept[documents[places] - self.first[number]]))
+        return found
+
+
+def _joined(name: str, own: pa.ChunkedArray, of_runs: Sequence[tuple[EarlierRun, pa.ChunkedArray]]) -> pa.ChunkedArray:
+    own = plain_column(own)
+    chunks = list(own.chunks)
+    for run, column in of_runs:
+        column = plain_column(column)
+        alike = column.type == own.type or pa.types.is_null(column.type)
+        if not alike and not (is_text(column.type) and is_text(own.type)):
+            raise ParameterError(
+                f'column "{name}" is {own.type}, and was {column.type} in the earlier run {run.name}; cast one of them'
+            )
+        chunks += column.take(pa.array(run.kept)).cast(own.type).chunks
+    return pa.chunked_array(chunks, type=own.type)
+
+
+class JoinedSignatures:
+    """Of the rows of this input, then of the kept documents of earlier runs."""
+
+    def __init__(self, own: Signatures, rows: int, earlier: Earlier) -> None:
+        self._own, self._rows, self._earlier = own, rows, earlier
+
+    def keys(self, band: int, scope_keys: U64 | None) -> U64:
+        """uint64[rows + earlier documents]: the keys of one band."""
+        found = [self._own.keys(band, None if scope_keys is None else scope_keys[: self._rows])]
+        for number, run in enumerate(self._earlier.runs):
+            of_all = None
+            if scope_keys is not None:
+                of_all = np.zeros(run.signed.rows, np.uint64)
+                first, last = self._rows + self._earlier.first[number : number + 2]
+                of_all[run.kept] = scope_keys[first:last]
+            found.append(run.signed.signatures.keys(band, of_all)[run.kept])
+        return np.concatenate(found)
+
+    @property
+    def lanes(self) -> Sequence[LaneGroups]:
+        """By batch: of this input, then of all documents of each earlier run."""
+        return [*self._own.lanes, *(lanes for run in self._earlier.runs for lanes in run.signed.signatures.lanes)]
+
+    def lane_numbers(self, documents: I64) -> I64:
+        """Where in ``lanes`` documents are."""
+        bases = np.cumsum([self._rows, *(run.signed.rows for run in self._earlier.runs)])
+        of_all = [
+            np.arange(self._rows),
+            *(base + run.kept for base, run in zip(bases, self._earlier.runs, strict=False)),
+        ]
+        numbers: I64 = np.concatenate(of_all)[documents]
+        return numbers
+
+    def forget_keys(self) -> None:
+        """Of this input, if it holds them."""
+        self._own.forget_keys()
+
+
+def with_earlier(signed: Signed, earlier: Earlier) -> Signed:
+    """The same input with documents of earlier runs behind it: their numbers begin at ``signed.rows``."""
+    if not earlier.runs:
+        return signed
+    content = [signed.content, *(run.signed.content[run.kept] for run in earlier.runs)]
+    unit_count = [signed.unit_count, *(run.signed.unit_count[run.kept] for run in earlier.runs)]
+    signed.signatures = JoinedSignatures(signed.signatures, signed.rows, earlier)
+    signed.content, signed.unit_count = np.concatenate(content), np.concatenate(unit_count)
+    signed.earlier = earlier
+    return signed
