@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import weakref
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from gpudedup.engines.earlier import open_earlier
 from gpudedup.engines.local import Budget, run_stages, silent
 from gpudedup.engines.status import Status
 from gpudedup.engines.status import status as run_status
-from gpudedup.errors import ArtefactError, InputError, ParameterError
+from gpudedup.errors import ArtefactError, GpudedupError, InputError, ParameterError
 from gpudedup.io import open_paths, open_source
 from gpudedup.io.paths import find_files
+from gpudedup.io.remote import is_url
 from gpudedup.params import Params, make_params
 from gpudedup.planning import Plan, make_plan
 from gpudedup.result import Result
@@ -27,7 +29,8 @@ from gpudedup.stages.apply import new_run
 from gpudedup.stages.sign import Progress, check_types, columns_needed
 from gpudedup.store import manifest as manifests
 from gpudedup.store import run_directory as store
-from gpudedup.store.lock import Lock, Tell, unheard
+from gpudedup.store.lock import LocalLockFile, Lock, LockFile, RemoteLockFile, Tell, unheard
+from gpudedup.store.mirror import Mirror
 from gpudedup.summary import Summary
 
 
@@ -97,10 +100,10 @@ def run(
     paths = _paths(inputs)
     if not isinstance(out, str | os.PathLike):
         raise ParameterError(f"out must be the path of a directory, got {out!r}")
-    done = _finished(paths, out, params, output)
-    if done is None:
-        _drive(paths, out, output, params, "apply", progress, tell)
-    return done or Run.open(out)
+    with _place(out, Budget.of(params).tmp) as place:
+        if not _is_finished(paths, place[0], params, output):
+            _drive(paths, place, output, params, "apply", progress, tell)
+    return Run.open(out)
 
 
 def begin(
@@ -115,7 +118,8 @@ def begin(
     """The first stage of `run` with these arguments, `sign`, and no more; `advance` goes on. Raises what `run` does."""
     params = _checked("local", options)
     store.check_output(output)
-    _drive(_paths(inputs), out, output, params, "sign", progress, tell)
+    with _place(out, Budget.of(params).tmp) as place:
+        _drive(_paths(inputs), place, output, params, "sign", progress, tell)
     return status(out)
 
 
@@ -139,34 +143,49 @@ def advance(
     """
     if stage not in VERBS:
         raise ParameterError(f"stage must be one of {', '.join(VERBS)}, got {stage!r}")
-    folder = Path(path)
-    manifest = manifests.read(folder, unfinished=True)
-    params, output = changed(manifest, stage, changes)
-    inputs = [entry.path for entry in manifest.inputs]
-    inputs += [entry.shard for entry in manifest.skipped if entry.first_row is None]
-    _drive(inputs, folder, output, params, stage, progress, tell, changing=True)
-    return status(folder)
+    with _place(path, changes.get("tmp") or tempfile.gettempdir()) as place:
+        manifest = manifests.read(place[0], unfinished=True)
+        params, output = changed(manifest, stage, changes)
+        inputs = [entry.path for entry in manifest.inputs]
+        inputs += [entry.shard for entry in manifest.skipped if entry.first_row is None]
+        _drive(inputs, place, output, params, stage, progress, tell, changing=True)
+    return status(path)
 
 
 def status(path: str | os.PathLike[str]) -> Status:
     """How far a run is. Raises ArtefactError if ``path`` holds none."""
-    return run_status(Path(path))
+    with _place(path, tempfile.gettempdir()) as (folder, mirror):
+        return run_status(folder, _lock_file(folder, mirror))
 
 
-def _finished(paths: list[str], out: str | os.PathLike[str], params: Params, output: str) -> Run | None:
-    """The run in ``out`` if it is complete and of these arguments."""
-    folder = Path(out)
+@contextmanager
+def _place(path: str | os.PathLike[str], tmp: str) -> Iterator[tuple[Path, Mirror | None]]:
+    """The directory of a run; of one on an object store, the local one that stands for it, which errors do not name."""
+    if not isinstance(path, str) or not is_url(path):
+        yield Path(path), None
+        return
+    with closing(Mirror(path, tmp)) as mirror:
+        try:
+            yield mirror.local, mirror
+        except GpudedupError as error:
+            raise type(error)(str(error).replace(str(mirror.local), mirror.name)) from error
+
+
+def _lock_file(folder: Path, mirror: Mirror | None) -> LockFile:
+    return LocalLockFile(folder) if mirror is None else RemoteLockFile(mirror)
+
+
+def _is_finished(paths: list[str], folder: Path, params: Params, output: str) -> bool:
+    """Whether there is a complete run of these arguments."""
     if not store.holds_run(folder):
-        return None
+        return False
     manifest = manifests.read(folder, unfinished=True)
-    if manifest.output != output or not is_finished(folder, manifest, find_files(paths), params):
-        return None
-    return Run(folder, manifest)
+    return manifest.output == output and is_finished(folder, manifest, find_files(paths), params)
 
 
 def _drive(
     paths: list[str],
-    out: str | os.PathLike[str],
+    place: tuple[Path, Mirror | None],
     output: str,
     params: Params,
     until: str,
@@ -174,10 +193,12 @@ def _drive(
     tell: Tell,
     changing: bool = False,
 ) -> None:
+    folder, mirror = place
     source = open_paths(paths, **_reading(params))
     with closing(source):
         check_types(source, params)
-        with new_run(out, source, paths, output, resumable=True) as directory, Lock(directory.path, tell) as lock:
+        directory = new_run(folder, source, paths, output, resumable=True, mirror=mirror)
+        with directory, Lock(_lock_file(folder, mirror), tell) as lock:
             drive(directory, source, params, lock, progress, until, changing=changing)
 
 

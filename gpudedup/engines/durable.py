@@ -466,10 +466,10 @@ def check_same(before: Manifest, params: Params, names: Sequence[str], where: Ru
 
 def different_parameters(before: Manifest, params: Params) -> list[tuple[str, Any, Any]]:
     """(name, then, now) of parameters that decide a result and differ."""
-    now = msgspec.to_builtins(params)
-    then = {**msgspec.to_builtins(Params()), **before.parameters}
-    names = [name for name in now if name not in UNDECIDING]
-    changes = [(name, then.get(name), now[name]) for name in names if then.get(name) != now[name]]
+    then = recorded_params(before)
+    names = [name for name in Params.__struct_fields__ if name not in UNDECIDING]
+    pairs = [(name, getattr(then, name), getattr(params, name)) for name in names]
+    changes = [(name, was, now) for name, was, now in pairs if was != now]
     if {name for name, *_ in changes} <= {"bands", "rows"} and (before.bands, before.rows) == params.banding:
         return []
     return changes

@@ -40,15 +40,14 @@ def open_earlier(params: Params, own: Path | None, opened: ExitStack) -> Earlier
     """
     runs = []
     for name in params.against:
-        path = Path(name)
-        if own is not None and os.path.realpath(path) == os.path.realpath(own):
+        if own is not None and os.path.realpath(name) == os.path.realpath(own):
             raise ParameterError(f"against names {name}, the directory of this run itself; leave it out")
-        runs.append(_open(name, Run.open(path), params, opened))
+        runs.append(_open(name, Run.open(name), params, opened))
     return Earlier(runs)
 
 
 def _open(name: str, run: Run, params: Params, opened: ExitStack) -> EarlierRun:
-    manifest, artefacts = run.manifest, Artefacts(run.path)
+    manifest, artefacts = run.manifest, Artefacts(run.path, run.mirror)
     then = recorded_params(manifest)
     _check_alike(name, manifest, then, params)
     lineage = Lineage.of(manifest, then)

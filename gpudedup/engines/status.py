@@ -49,7 +49,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return built
 
 
-def status(directory: Path) -> Status:
+def status(directory: Path, file: lock.LockFile) -> Status:
     """Raises ArtefactError if the directory holds no run, or its manifest cannot be believed."""
     manifest = manifests.read(directory, unfinished=True)
     params = recorded_params(manifest)
@@ -76,7 +76,7 @@ def status(directory: Path) -> Status:
     of_match = 1 + match_tasks(params, rows + earlier) if len(signed) == len(tasks) else None
     with_files = records.tasks_recorded(directory, "apply")
     return Status(
-        run=str(directory),
+        run=file.name,
         state=manifest.state,
         files=len(manifest.inputs),
         rows=rows,
@@ -87,7 +87,7 @@ def status(directory: Path) -> Status:
             of_stage("decide", found("decide", [0]), 1),
             of_stage("apply", found("apply", with_files), len(tasks)),
         ],
-        owner=lock.owner_of(directory),
+        owner=lock.owner_of(file.read()),
     )
 
 

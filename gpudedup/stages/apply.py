@@ -21,6 +21,7 @@ from gpudedup.stages.decide import REASONS, Decided
 from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.sign import Signed
 from gpudedup.store.manifest import OutputEntry
+from gpudedup.store.mirror import Mirror
 from gpudedup.store.run_directory import RunDirectory
 from gpudedup.store.stopping import Submit, results, stoppable_threads
 
@@ -108,12 +109,18 @@ def _names(file_names: Sequence[str], shard: I64, null: npt.NDArray[np.bool_] | 
 
 
 def new_run(
-    out: str | os.PathLike[str], source: Source, inputs: Sequence[str], output: str, *, resumable: bool = False
+    out: str | os.PathLike[str],
+    source: Source,
+    inputs: Sequence[str],
+    output: str,
+    *,
+    resumable: bool = False,
+    mirror: Mirror | None = None,
 ) -> RunDirectory:
     """``RunDirectory.create`` for a source, found by ``inputs``."""
     names = [name for name, _ in input_files(source.shards)]
     one_table = any(isinstance(shard, DocumentFiles) for shard in source.shards)
-    return RunDirectory.create(out, names, inputs, output, one_table, resumable)
+    return RunDirectory.create(out, names, inputs, output, one_table, resumable, mirror)
 
 
 def write_all(

@@ -15,17 +15,22 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 
-from gpudedup.errors import LockedError
-from gpudedup.store.atomic import atomic_file, output_errors
+from gpudedup.errors import LockedError, OutputError
+from gpudedup.store.atomic import atomic_file, output_errors, temporary_path
+from gpudedup.store.mirror import Mirror
 
 NAME = "lock.json"
 MAX_BYTES = 1 << 16
 
 PERIOD_SECONDS = 2.0
 """Between two beats."""
+
+REMOTE_PERIOD_SECONDS = 10.0
+SETTLING_SECONDS = 1.0
 
 PERIODS_WATCHED = 3
 """A lock whose beat does not change for as many of its own periods is nobody's any more."""
@@ -51,15 +56,110 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     beat: int
 
 
-def owner_of(directory: Path) -> Owner | None:
-    """What the lock of a run says; None if there is none, or none that can be read."""
-    path = directory / NAME
+def owner_of(data: bytes | None) -> Owner | None:
+    """What a lock says; None if there is none, or none that can be read."""
     try:
-        if path.is_symlink() or path.stat().st_size > MAX_BYTES:
-            return None
-        return msgspec.json.decode(path.read_bytes(), type=Owner)
-    except (OSError, ValueError, msgspec.MsgspecError):
+        return None if data is None else msgspec.json.decode(data, type=Owner)
+    except (ValueError, msgspec.MsgspecError):
         return None
+
+
+class LockFile(Protocol):
+    """Where the lock lies."""
+
+    name: str
+    """Of the run."""
+    period_seconds: float
+
+    def read(self) -> bytes | None: ...
+    def create(self, data: bytes) -> bool:
+        """False if it is there already."""
+
+    def replace(self, data: bytes) -> None: ...
+    def take_away(self, seen: bytes) -> None:
+        """Delete the lock that has these bytes, and no other."""
+
+
+class LocalLockFile:
+    """In a directory. Creation is atomic, with the content."""
+
+    period_seconds = PERIOD_SECONDS
+
+    def __init__(self, directory: Path) -> None:
+        self.name, self._path = str(directory), directory / NAME
+
+    def read(self) -> bytes | None:
+        """At most ``MAX_BYTES``; a link is read as no lock."""
+        try:
+            with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+                return file.read(MAX_BYTES)
+        except OSError:
+            return None
+
+    def create(self, data: bytes) -> bool:
+        """Raises OutputError if the directory cannot be written."""
+        with output_errors(self._path):
+            temporary = temporary_path(self._path.parent)
+            try:
+                temporary.write_bytes(data)
+                os.link(temporary, self._path)
+            except FileExistsError:
+                return False
+            except OSError:  # no links on this file system: exclusive creation, whose content comes a moment later
+                try:
+                    with open(self._path, "xb") as file:
+                        file.write(data)
+                except FileExistsError:
+                    return False
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
+        return True
+
+    def replace(self, data: bytes) -> None:
+        """Raises OutputError."""
+        with atomic_file(self._path) as temporary:
+            temporary.write_bytes(data)
+
+    def take_away(self, seen: bytes) -> None:
+        """If another taker was faster and made its own, that is put back."""
+        aside = temporary_path(self._path.parent)
+        with contextlib.suppress(OSError):
+            os.replace(self._path, aside)
+            if aside.read_bytes() != seen:
+                os.link(aside, self._path)
+            aside.unlink()
+
+
+class RemoteLockFile:
+    """On an object store, which creates nothing exclusively: of two that create it, the last to write has it."""
+
+    period_seconds = REMOTE_PERIOD_SECONDS
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.name, self._mirror = mirror.name, mirror
+
+    def read(self) -> bytes | None:
+        """Raises OutputError where the store cannot be reached."""
+        return self._mirror.read(NAME)
+
+    def create(self, data: bytes) -> bool:
+        """Waits a moment to see whether another one wrote it too."""
+        if self.read() is not None:
+            return False
+        self._mirror.write(NAME, data)
+        time.sleep(SETTLING_SECONDS)
+        return self.read() == data
+
+    def replace(self, data: bytes) -> None:
+        """Raises OutputError."""
+        self._mirror.write(NAME, data)
+
+    def take_away(self, seen: bytes) -> None:
+        """Nearly: between looking and deleting another may have come."""
+        with contextlib.suppress(OutputError):
+            if self.read() == seen:
+                self._mirror.remove(NAME)
 
 
 class Lock:
@@ -68,17 +168,21 @@ class Lock:
     tell: called with a line when it begins to watch another driver's lock.
     """
 
-    def __init__(self, directory: Path, tell: Tell = unheard) -> None:
-        self._path, self._directory, self._tell = directory / NAME, directory, tell
+    def __init__(self, file: LockFile, tell: Tell = unheard) -> None:
+        self._file, self._tell = file, tell
         self._owner = Owner(
-            token=uuid.uuid4().hex, host=socket.gethostname(), pid=os.getpid(), period_seconds=PERIOD_SECONDS, beat=0
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            period_seconds=file.period_seconds,
+            beat=0,
         )
         self._released = threading.Event()
         self._lost = False
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lock:
-        while not self._create():
+        while not self._file.create(self._said):
             self._watch()
         self._thread = threading.Thread(target=self._beat, name="gpudedup-lock", daemon=True)
         self._thread.start()
@@ -90,87 +194,53 @@ class Lock:
         self._released.set()
         if self._thread is not None:
             self._thread.join()
-        if not self._lost and self._is_mine():
-            with contextlib.suppress(OSError):
-                self._path.unlink()
+        if not self._lost:
+            self._file.take_away(self._said)
 
     def check(self) -> None:
         """Raise LockedError if another driver took the run over."""
         if self._lost:
-            owner = owner_of(self._directory)
+            owner = owner_of(self._file.read())
             who = f"{owner.host}, process {owner.pid}" if owner else "another driver"
             raise LockedError(
-                f"{self._directory} was taken over by {who}, because this process stood still for too long; what it "
+                f"{self._file.name} was taken over by {who}, because this process stood still for too long; what it "
                 "finished counts, and the other one goes on"
             )
 
-    def _create(self) -> bool:
-        """Whether the lock file was made; atomically, with its content."""
-        with output_errors(self._path):
-            temporary = self._path.with_name(f".gpudedup-lock-{self._owner.token}")
-            try:
-                temporary.write_bytes(msgspec.json.encode(self._owner))
-                os.link(temporary, self._path)
-            except FileExistsError:
-                return False
-            except OSError:  # no links on this file system: exclusive creation, whose content comes a moment later
-                try:
-                    with open(self._path, "xb") as file:
-                        file.write(msgspec.json.encode(self._owner))
-                except FileExistsError:
-                    return False
-            finally:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-        return True
+    @property
+    def _said(self) -> bytes:
+        return msgspec.json.encode(self._owner)
 
     def _watch(self) -> None:
         """Return when the lock there may be broken, and was. Raises LockedError when its owner moves."""
-        seen = self._content()
+        seen = self._file.read()
         if seen is None:
             return
-        owner = owner_of(self._directory)
-        period = PERIOD_SECONDS
+        owner = owner_of(seen)
+        period = self._file.period_seconds
         if owner is not None and 0 < owner.period_seconds <= MAX_PERIOD_SECONDS:
             period = owner.period_seconds
         who = f"{owner.host}, process {owner.pid}" if owner else "an unknown process"
-        self._tell(
-            f"{self._directory} was driven by {who}; watching for {PERIODS_WATCHED * period:g} s whether it lives"
-        )
-        end = time.monotonic() + PERIODS_WATCHED * period
+        seconds = PERIODS_WATCHED * period
+        self._tell(f"{self._file.name} was driven by {who}; watching for {seconds:g} s whether it lives")
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             time.sleep(min(0.2, period / 4))
-            now = self._content()
+            now = self._file.read()
             if now is None:
                 return
             if now != seen:
                 raise LockedError(
-                    f"{self._directory} is being written by {who}; wait for it, or stop it and start this again"
+                    f"{self._file.name} is being written by {who}; wait for it, or stop it and start this again"
                 )
-        # Away with what was watched and nothing else: another taker may have been faster.
-        broken = self._path.with_name(f".gpudedup-lock-{self._owner.token}-broken")
-        with contextlib.suppress(OSError):
-            os.replace(self._path, broken)
-            if broken.read_bytes() != seen:
-                os.link(broken, self._path)
-            broken.unlink()
-
-    def _content(self) -> bytes | None:
-        try:
-            with open(self._path, "rb") as file:
-                return file.read(MAX_BYTES)
-        except FileNotFoundError:
-            return None
-
-    def _is_mine(self) -> bool:
-        owner = owner_of(self._directory)
-        return owner is not None and owner.token == self._owner.token
+        self._file.take_away(seen)
 
     def _beat(self) -> None:
-        while not self._released.wait(PERIOD_SECONDS):
-            if not self._is_mine():
-                self._lost = True
-                return
-            self._owner = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
-            with contextlib.suppress(Exception), atomic_file(self._path) as temporary:  # a full disk: no beat, no harm
-                temporary.write_bytes(msgspec.json.encode(self._owner))
+        while not self._released.wait(self._file.period_seconds):
+            with contextlib.suppress(Exception):  # a full disk or no network: no beat, no harm
+                owner = owner_of(self._file.read())
+                if owner is None or owner.token != self._owner.token:
+                    self._lost = True
+                    return
+                self._owner = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
+                self._file.replace(self._said)

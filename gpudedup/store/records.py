@@ -56,8 +56,8 @@ def any_done(directory: Path) -> bool:
     return (directory / FOLDER).is_dir()
 
 
-def write(directory: Path, record: Record) -> None:
-    """Commit a task: what it made is flushed and has its names already. Raises OutputError."""
+def write(directory: Path, record: Record) -> Path:
+    """Commit a task, whose files are flushed and have their names: the path of the record. Raises OutputError."""
     path = path_of(directory, record.stage, record.task)
     with output_errors(path):
         if not path.parent.is_dir():
@@ -68,6 +68,7 @@ def write(directory: Path, record: Record) -> None:
         temporary.write_bytes(sealed.seal(record))
     with output_errors(path):
         sync_folder(path.parent)
+    return path
 
 
 def tasks_recorded(directory: Path, stage: str) -> list[int]:

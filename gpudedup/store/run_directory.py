@@ -8,7 +8,9 @@ import fnmatch
 import glob
 import os
 import shutil
+import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
+from gpudedup.io.remote import is_url
 from gpudedup.store import manifest as manifests
 from gpudedup.store import records
 from gpudedup.store.atomic import (
@@ -34,6 +37,7 @@ from gpudedup.store.atomic import (
     temporary_path,
 )
 from gpudedup.store.manifest import Manifest, OutputEntry
+from gpudedup.store.mirror import Mirror
 from gpudedup.store.records import Record
 from gpudedup.store.stopping import checkpoint
 
@@ -88,8 +92,9 @@ def _table_name(name: str) -> str:
 class Artefacts:
     """What is committed in a run directory, read so that nothing in it is trusted unchecked."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, mirror: Mirror | None = None) -> None:
+        """mirror: what ``path`` stands for, if the run is on an object store."""
+        self.path, self.mirror = path, mirror
         self._compared: set[Path] = set()  # whose checksums were compared
 
     def done(self, stage: str, task: int, digest: str | None) -> Record | None:
@@ -108,6 +113,8 @@ class Artefacts:
         """The path of a working artefact, once its checksum was compared. Raises ArtefactError."""
         path = manifests.safe_path(self.path, entry, manifests.WORKING)
         if path not in self._compared:
+            if self.mirror is not None:
+                self.mirror.fetch(path)
             try:
                 compare(path, entry, "its record")
             except ArtefactError as error:
@@ -127,9 +134,17 @@ class RunDirectory(Artefacts):
     names before the manifest gets its own.
     """
 
-    def __init__(self, path: Path, names: dict[str, str], output: str, one_table: bool, resumable: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        names: dict[str, str],
+        output: str,
+        one_table: bool,
+        resumable: bool,
+        mirror: Mirror | None,
+    ) -> None:
         """For ``create`` only."""
-        super().__init__(path)
+        super().__init__(path, mirror)
         self.output, self._names, self._one_table = output, names, one_table
         self._resumable = resumable
         self._began_before = holds_run(path)
@@ -151,6 +166,7 @@ class RunDirectory(Artefacts):
         output: str = "kept",
         one_table: bool = False,
         resumable: bool = False,
+        mirror: Mirror | None = None,
     ) -> RunDirectory:
         """Make the directory, or take an empty one; with ``resumable`` also one that holds such a run already.
 
@@ -161,7 +177,7 @@ class RunDirectory(Artefacts):
         """
         check_output(output)
         path = _folder_path(out)
-        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table, resumable)
+        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table, resumable, mirror)
         for given in inputs:
             folder = _input_folder(given)
             if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
@@ -320,7 +336,11 @@ class RunDirectory(Artefacts):
     def commit(self, record: Record) -> None:
         """Make a task's artefacts last, then its record. Raises OutputError."""
         self.flush_names()
-        records.write(self.path, record)
+        if self.mirror is not None:
+            self.mirror.publish(entry.path for entry in record.artefacts)
+        path = records.write(self.path, record)
+        if self.mirror is not None:
+            self.mirror.publish([path.relative_to(self.path).as_posix()])
 
     def flush_names(self) -> None:
         """Flush the names of all files written so far to the device."""
@@ -333,6 +353,8 @@ class RunDirectory(Artefacts):
     def discard(self, kinds: Iterable[str]) -> None:
         """Delete whole folders of the run: what is there is of an earlier decision. Raises OutputError."""
         for kind in kinds:
+            if self.mirror is not None:
+                self.mirror.delete(kind)
             folder = self.path / kind
             with output_errors(folder):
                 if folder.is_symlink():
@@ -365,6 +387,8 @@ class RunDirectory(Artefacts):
             temporary.write_bytes(manifests.encode(manifest))
         with output_errors(path):
             sync_folder(self.path)
+        if self.mirror is not None:
+            self.mirror.publish([manifests.NAME])
         return manifest
 
     def finish(self, *, outputs: Iterable[OutputEntry], **fields: Any) -> Manifest:
@@ -372,6 +396,8 @@ class RunDirectory(Artefacts):
         places = {shard: place for place, shard in enumerate(("", *self._names))}
         ordered = sorted(outputs, key=lambda entry: (entry.kind, places[entry.shard]))
         self.flush_names()
+        if self.mirror is not None and not self._resumable:
+            self.mirror.publish(entry.path for entry in ordered)
         manifest = self.write_manifest(state="complete", outputs=ordered, **fields)
         self._finished = True
         self._unmark()
@@ -566,14 +592,24 @@ def compare(path: Path, entry: OutputEntry, by: str, content: bool = True) -> No
 class Run:
     """A finished run, read. Sizes and checksums are compared with the manifest before anything is used."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, mirror: Mirror | None = None) -> None:
+        self.path, self.manifest, self.mirror = path, manifest, mirror
+        if mirror is not None:
+            weakref.finalize(self, mirror.close)
+
+    @property
+    def name(self) -> str:
+        """Where it is: a path or a URL."""
+        return str(self.path) if self.mirror is None else self.mirror.name
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Read the manifest. Raises ArtefactError if the directory holds no finished run or the manifest is damaged."""
-        folder = _resolved(Path(path))
-        return cls(folder, manifests.read(folder))
+        """Read the manifest of a run, by its path or URL. Raises ArtefactError if it holds no finished run or the
+        manifest is damaged.
+        """
+        mirror = Mirror(path, tempfile.gettempdir()) if isinstance(path, str) and is_url(path) else None
+        folder = _resolved(Path(path)) if mirror is None else mirror.local
+        return cls(folder, manifests.read(folder), mirror)
 
     @property
     def removed(self) -> pa.Table:
@@ -587,10 +623,15 @@ class Run:
             raise ArtefactError(f"{self.path}: the tables in removed/ differ: {error}") from error
 
     @property
-    def kept(self) -> list[Path]:
-        """The files of kept/, in input order, with sizes compared (``verify`` compares their bytes)."""
+    def kept(self) -> list[Path] | list[str]:
+        """The files of kept/, in input order, with sizes compared (``verify`` compares their bytes): paths, or URLs on
+        an object store.
+        """
         self._require("kept")
-        return [self.compared(entry, content=False) for entry in self._entries("kept")]
+        paths = [self.compared(entry, content=False) for entry in self._entries("kept")]
+        if self.mirror is None:
+            return paths
+        return [f"{self.mirror.name}/{path.relative_to(self.path).as_posix()}" for path in paths]
 
     @property
     def keep_mask(self) -> pa.ChunkedArray:
@@ -627,6 +668,8 @@ class Run:
     def compared(self, entry: OutputEntry, content: bool = True) -> Path:
         """The path of an output, its size and (with ``content``) checksum compared. Raises ArtefactError."""
         path = manifests.safe_path(self.path, entry, manifests.RESULTS)
+        if self.mirror is not None and content:
+            self.mirror.fetch(path)
         compare(path, entry, manifests.NAME, content=content)
         return path
 

@@ -1,0 +1,204 @@
+"""A run directory on an object store: a local directory stands for it while a process works on it.
+
+Object stores have no rename, but a task counts only when its record is there, and that is uploaded last; so whatever
+ends an upload early is as if it had not begun. Files that are only on the store are placeholders here: sparse, of the
+right size, without their bytes until those are asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pyarrow as pa
+
+from gpudedup.errors import ArtefactError, OutputError
+from gpudedup.io.batches import say
+from gpudedup.io.remote import Url, filesystem_of
+from gpudedup.store import manifest as manifests
+from gpudedup.store import records
+from gpudedup.store.stopping import checkpoint
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+BLOCK_BYTES = 8 << 20
+AT_ONCE = 8
+"""Files that are moved at the same time: what takes time is mostly waiting."""
+
+ATTEMPTS = 4
+FIRST_PAUSE_SECONDS = 0.2
+
+Value = TypeVar("Value")
+
+
+class Mirror:
+    """url: where the run is; tmp: where its local directory is made. Close it, and that is deleted.
+
+    Raises InputError for a URL that no filesystem can be found for, OutputError where the store cannot be reached.
+    """
+
+    def __init__(self, url: str, tmp: str) -> None:
+        self.name = Url.parse(url).name.rstrip("/")
+        self._filesystem: FileSystem
+        self._filesystem, root = filesystem_of(url)
+        self._root = root.rstrip("/")
+        self.local = Path(tempfile.mkdtemp(prefix="gpudedup-run-", dir=tmp))
+        self._absent: set[str] = set()
+        try:
+            self._pull()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Delete the local directory."""
+        shutil.rmtree(self.local, ignore_errors=True)
+
+    def fetch(self, path: Path) -> None:
+        """Get the bytes of a file that is a placeholder. Raises ArtefactError if they are gone."""
+        name = path.relative_to(self.local).as_posix()
+        if name in self._absent:
+            self._download(name)
+            self._absent.discard(name)
+
+    def publish(self, names: Iterable[str]) -> None:
+        """Upload files; results become placeholders, as nothing here reads them again. Raises OutputError."""
+
+        def one(name: str) -> None:
+            self._upload(name)
+            if name.partition("/")[0] in manifests.RESULTS:
+                path = self.local / name
+                size = path.stat().st_size
+                path.unlink()
+                self._hold_place(name, size)
+
+        self._each(one, names)
+
+    def delete(self, folder: str) -> None:
+        """Delete all files below a folder of the run."""
+        from pyarrow.fs import FileSelector, FileType
+
+        def work() -> None:
+            selector = FileSelector(f"{self._root}/{folder}", recursive=True, allow_not_found=True)
+            for info in self._filesystem.get_file_info(selector):
+                if info.type == FileType.File:
+                    self._filesystem.delete_file(info.path)
+
+        self._insist(work, f"delete {folder} of")
+        self._absent = {name for name in self._absent if not name.startswith(f"{folder}/")}
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes that a small file has on the store now; None if it is not there. Raises OutputError."""
+
+        def work() -> bytes | None:
+            try:
+                with self._filesystem.open_input_stream(f"{self._root}/{name}") as file:
+                    return bytes(file.read())
+            except FileNotFoundError:
+                return None
+
+        return self._insist(work, f"read {name} of")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file, as a whole. Raises OutputError."""
+
+        def work() -> None:
+            self._make_folder(name)
+            with self._filesystem.open_output_stream(f"{self._root}/{name}") as file:
+                file.write(data)
+
+        self._insist(work, f"write {name} of")
+
+    def remove(self, name: str) -> None:
+        """Delete a file. Raises OutputError."""
+        self._insist(lambda: self._filesystem.delete_file(f"{self._root}/{name}"), f"delete {name} of")
+
+    def _pull(self) -> None:
+        """Records and the manifest as they are; placeholders for the rest."""
+        from pyarrow.fs import FileSelector, FileType
+
+        selector = FileSelector(self._root, recursive=True, allow_not_found=True)
+        infos = self._insist(lambda: self._filesystem.get_file_info(selector), "list")
+        wanted = []
+        for info in infos:
+            if info.type != FileType.File:
+                continue
+            name = info.path.removeprefix(self._root).lstrip("/")
+            parts = name.split("/")
+            if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
+                raise ArtefactError(f"{self.name} holds {name!r}, which no run writes; delete it")
+            if parts[0] in (manifests.NAME, records.FOLDER):
+                wanted.append(name)
+            else:
+                self._hold_place(name, info.size)
+        self._each(self._download, wanted)
+
+    def _hold_place(self, name: str, size_bytes: int) -> None:
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.truncate(size_bytes)
+        self._absent.add(name)
+
+    def _download(self, name: str) -> None:
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".gpudedup-{os.urandom(16).hex()}")
+
+        def work() -> None:
+            with self._filesystem.open_input_stream(f"{self._root}/{name}") as origin, open(part, "wb") as file:
+                while block := origin.read(BLOCK_BYTES):
+                    file.write(block)
+
+        try:
+            self._insist(work, f"read {name} of")
+            os.replace(part, path)
+        except OutputError as error:
+            part.unlink(missing_ok=True)
+            raise ArtefactError(str(error)) from error
+
+    def _upload(self, name: str) -> None:
+        def work() -> None:
+            self._make_folder(name)
+            with (
+                open(self.local / name, "rb") as origin,
+                self._filesystem.open_output_stream(f"{self._root}/{name}") as file,
+            ):
+                while block := origin.read(BLOCK_BYTES):
+                    checkpoint()
+                    file.write(block)
+
+        self._insist(work, f"write {name} of")
+
+    def _make_folder(self, name: str) -> None:
+        """Object stores have no folders; other filesystems want them."""
+        if self._filesystem.type_name not in ("s3", "gcs", "abfs"):
+            self._filesystem.create_dir(f"{self._root}/{name}".rpartition("/")[0], recursive=True)
+
+    def _each(self, work: Callable[[str], None], names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="gpudedup-mirror") as pool:
+            for _ in pool.map(work, names):
+                pass
+
+    def _insist(self, work: Callable[[], Value], what: str) -> Value:
+        """What ``work`` gives; networks fail in passing, so it is tried again a few times. Raises OutputError."""
+        pause = FIRST_PAUSE_SECONDS
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return work()
+            except (OSError, pa.ArrowException) as error:
+                if attempt == ATTEMPTS or isinstance(error, FileNotFoundError | PermissionError):
+                    raise OutputError(
+                        f"cannot {what} {self.name}: {say(error)}; check that the store can be reached and that you "
+                        "may write there, and start again: what is committed stays"
+                    ) from error
+            time.sleep(pause)
+            pause *= 4
+        raise AssertionError("the last attempt returns or raises")
