@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
@@ -146,6 +147,11 @@ def advance(
     with _place(path, changes.get("tmp") or tempfile.gettempdir()) as place:
         manifest = manifests.read(place[0], unfinished=True)
         params, output = changed(manifest, stage, changes)
+        if manifest.working_directory not in ("", os.getcwd()):
+            raise ArtefactError(
+                f"the input paths of {path} begin in {manifest.working_directory}; start this there: "
+                f"cd {shlex.quote(manifest.working_directory)}"
+            )
         inputs = [entry.path for entry in manifest.inputs]
         inputs += [entry.shard for entry in manifest.skipped if entry.first_row is None]
         _drive(inputs, place, output, params, stage, progress, tell, changing=True)
@@ -219,6 +225,7 @@ def plan(
     params = _checked(engine, options)
     store.check_output(output)
     paths = _paths(inputs)
+    params = msgspec.structs.replace(params, against=())  # earlier runs take little beside the rest
     with closing(open_paths(paths, **_reading(params))) as source:
         return make_plan(source, params, output=output, out=None if out is None else os.fspath(out), progress=progress)
 

@@ -503,7 +503,7 @@ def run(
         done = gpudedup.run(inputs, out, progress=progress, tell=_say, **_options(context, config))
     _tell_skipped(done)
     if as_json:
-        _print_json({"run": str(done.path), **done.summary().asdict()})
+        _print_json({"run": done.name, **done.summary().asdict()})
     else:
         _show_run(done)
 
@@ -782,7 +782,7 @@ def _tell_skipped(done: Run) -> None:
     for entry in skipped[:SKIPS_LISTED]:
         _say(f"skipped: {entry.reason}")
     if len(skipped) > SKIPS_LISTED:
-        _say(f"skipped: {len(skipped) - SKIPS_LISTED} more places, listed in {done.path / 'manifest.json'}")
+        _say(f"skipped: {len(skipped) - SKIPS_LISTED} more places, listed in {done.name}/manifest.json")
 
 
 def _show_run(done: Run) -> None:
@@ -819,11 +819,11 @@ def _outputs(done: Run, pairs: list[Explanation]) -> Iterator[tuple[str, str]]:
     for kind, name in (("kept", "kept"), ("keep_mask", "mask")):
         sizes = [entry.size_bytes for entry in done.manifest.outputs if entry.kind == kind]
         if done.manifest.output == name:
-            yield name, f"{done.path / kind}  ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB)"
-    yield "removals", f"{done.path / 'removed'}  (which row, which keeper, why, how similar)"
-    yield "manifest", f"{done.path / 'manifest.json'}"
+            yield name, f"{done.name}/{kind}  ({len(sizes):,} files, {sum(sizes) / 1e6:,.1f} MB)"
+    yield "removals", f"{done.name}/removed  (which row, which keeper, why, how similar)"
+    yield "manifest", f"{done.name}/manifest.json"
     if pairs:
-        words = [str(done.path), f"{pairs[0].document.shard}:{pairs[0].document.row}"]
+        words = [done.name, f"{pairs[0].document.shard}:{pairs[0].document.row}"]
         options = ["--"] if any(word.startswith("-") for word in words) else []
         yield "ask why", shlex.join(["gpudedup", "explain", *options, *words])
 

@@ -57,6 +57,7 @@ VERBS = ("sign", "match", "verify", "decide", "apply")
 """The stages, in order."""
 
 CHANGEABLE: dict[str, tuple[str, ...]] = {
+    "sign": (),
     "match": ("keep", "within", "across", "against", "bucket_window", "id_column"),
     "verify": ("verify", "clustering", "threshold"),
     "decide": ("threshold", "drop_empty", "max_removed", "guard_column"),
@@ -457,6 +458,10 @@ def check_same(before: Manifest, params: Params, names: Sequence[str], where: Ru
             f"{where.path} was made from {len(before.inputs)} files, of which {len(gone)} are not among the inputs "
             f"now, such as {gone[0]}; name them too, or use another directory"
         )
+
+
+def check_place(before: Manifest, where: RunDirectory) -> None:
+    """Raise ArtefactError if relative input paths do not begin where they did."""
     if before.working_directory != where.working_directory:
         raise ArtefactError(
             f"{where.path} was begun in {before.working_directory or 'any directory'}, where its input paths begin, "
@@ -519,6 +524,8 @@ def drive(
     before = directory.manifest()
     if before is not None and not changing:
         check_same(before, params, [name for name, _ in input_files(source.shards)], directory)
+    if before is not None:
+        check_place(before, directory)
     tasks = {entry.path: entry.task for entry in before.inputs} if before is not None else {}
     with ExitStack() as opened:
         earlier = open_earlier(params, directory.path, opened)
