@@ -22,8 +22,8 @@ import msgspec
 from gpudedup.errors import LockedError, OutputError
 from gpudedup.store.atomic import atomic_file, output_errors, temporary_path
 from gpudedup.store.mirror import Mirror
+from gpudedup.store.run_directory import LOCK
 
-NAME = "lock.json"
 MAX_BYTES = 1 << 16
 
 PERIOD_SECONDS = 2.0
@@ -86,7 +86,7 @@ class LocalLockFile:
     period_seconds = PERIOD_SECONDS
 
     def __init__(self, directory: Path) -> None:
-        self.name, self._path = str(directory), directory / NAME
+        self.name, self._path = str(directory), directory / LOCK
 
     def read(self) -> bytes | None:
         """At most ``MAX_BYTES``; a link is read as no lock."""
@@ -141,25 +141,25 @@ class RemoteLockFile:
 
     def read(self) -> bytes | None:
         """Raises OutputError where the store cannot be reached."""
-        return self._mirror.read(NAME)
+        return self._mirror.read(LOCK)
 
     def create(self, data: bytes) -> bool:
         """Waits a moment to see whether another one wrote it too."""
         if self.read() is not None:
             return False
-        self._mirror.write(NAME, data)
+        self._mirror.write(LOCK, data)
         time.sleep(SETTLING_SECONDS)
         return self.read() == data
 
     def replace(self, data: bytes) -> None:
         """Raises OutputError."""
-        self._mirror.write(NAME, data)
+        self._mirror.write(LOCK, data)
 
     def take_away(self, seen: bytes) -> None:
         """Nearly: between looking and deleting another may have come."""
         with contextlib.suppress(OutputError):
             if self.read() == seen:
-                self._mirror.remove(NAME)
+                self._mirror.remove(LOCK)
 
 
 class Lock:

@@ -54,6 +54,9 @@ REMOVED_SCHEMA = pa.schema(
 )
 """The columns of removals where there is no id column (docs/spec.md, section 13)."""
 
+LOCK = "lock.json"
+"""The file that `store.lock` keeps in a run directory."""
+
 MASK_ROWS = 1 << 24
 WHOLE_NAME = "data.parquet"
 """The file name for the shard "": data in memory, or the tables of all plain text files together."""
@@ -193,7 +196,7 @@ class RunDirectory(Artefacts):
                 raise OutputError(f"input {shard} is inside {path}; choose another directory")
         with output_errors(path):
             if os.path.lexists(path) and not (resumable and holds_run(path)):
-                _require_empty(path)
+                _require_empty(path, resumable)
             for folder in path.parents:
                 if os.path.lexists(folder) and not os.path.isdir(folder):
                     raise OutputError(f"{folder} is not a directory, so {path} cannot be made; choose another name")
@@ -515,10 +518,12 @@ def _resolved(path: Path) -> Path:
     return Path(os.path.realpath(path)) if detour else path
 
 
-def _require_empty(path: Path) -> None:
+def _require_empty(path: Path, resumable: bool) -> None:
     if not path.is_dir():
         raise OutputError(f"{path} exists and is not a directory; choose another name")
     names = sorted(os.listdir(path))
+    if resumable:  # what a driver that was killed before it wrote the manifest can have left
+        names = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
     if manifests.NAME in names:
         raise OutputError(f"{path} already holds a run; choose another directory or delete it")
     if MARKER in names:
