@@ -314,6 +314,7 @@ class DurableRun:
     def apply(self) -> None:
         """Write removed/ and kept/ or keep_mask/ of every shard, and finish the manifest."""
         with self.seconds.stage("apply"):
+            self._clear_results()
             missing = [task for task in self.corpus.tasks if self.done("apply", task) is None]
             if missing:
                 self.progress("apply", self.signed.rows, self.signed.text_bytes)
@@ -351,28 +352,34 @@ class DurableRun:
     # ---- the manifest ----
 
     def begin(self) -> None:
-        """Write the manifest of an unfinished run, unless it is there. Results of another decision go."""
+        """Write the manifest of an unfinished run, unless it is there. Results of another decision stay for now."""
         before = self.directory.manifest()
         plan = self.lineage.of_results
-        if before is not None and before.digest != plan:
-            self._write_manifest("")
-            self.directory.discard(manifests.RESULTS)
         planned = list(zip(self.corpus.names, self.corpus.task.tolist(), strict=True))
         if (
             before is None
             or (before.digest, before.state) != (plan, "unfinished")
             or [(entry.path, entry.task) for entry in before.inputs] != planned
         ):
-            self._write_manifest(plan)
+            self._write_manifest(plan if before is None else before.results)
 
-    def _write_manifest(self, plan: str) -> None:
+    def _clear_results(self) -> None:
+        """Delete results of another decision, and the records of them."""
+        manifest = self.directory.manifest()
+        if manifest is None or manifest.results != self.lineage.of_results:
+            self._write_manifest("")
+            self.directory.discard([records.folder_of("apply"), *manifests.RESULTS])
+            self._write_manifest(self.lineage.of_results)
+
+    def _write_manifest(self, results: str) -> None:
         bands, rows = self.params.banding
         files = zip(self.corpus.names, self.corpus.marks, self.corpus.task.tolist(), strict=True)
         self.directory.write_manifest(
             spec=SPEC,
             version=version("gpudedup"),
             state="unfinished",
-            digest=plan,
+            digest=self.lineage.of_results,
+            results=results,
             parameters=msgspec.to_builtins(self.params),
             bands=bands,
             rows=rows,
@@ -405,6 +412,7 @@ class DurableRun:
             outputs=outputs,
             version=version("gpudedup"),
             digest=self.lineage.of_results,
+            results=self.lineage.of_results,
             **self.summary().for_manifest(),
             against=self._against(),
             lowest_threshold=self._lowest_threshold,

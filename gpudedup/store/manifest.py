@@ -84,7 +84,7 @@ class AgainstEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     digest: str
-    """Of its decision (``Manifest.digest``)."""
+    """Of its results (``Manifest.digest``)."""
     documents: int
     """Those that it kept."""
 
@@ -101,7 +101,9 @@ class Manifest(sealed.Sealed, frozen=True, kw_only=True):
     created: str
     """When this was written; UTC, ISO 8601."""
     digest: str = ""
-    """Of the decision: of all parameters and inputs that it follows from."""
+    """Of the results: of all parameters and inputs that they follow from."""
+    results: str = ""
+    """The digest of the results that are there, whole or in part; of an earlier decision while another is made."""
     output: str
     """kept, mask or none."""
     parameters: dict[str, Any]

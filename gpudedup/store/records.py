@@ -47,8 +47,13 @@ def digest(**values: Any) -> str:
     return xxhash.xxh3_128_hexdigest(msgspec.json.encode(values, order="sorted"))
 
 
+def folder_of(stage: str) -> str:
+    """Where the records of a stage are, relative to the run."""
+    return f"{FOLDER}/{stage}"
+
+
 def path_of(directory: Path, stage: str, task: int) -> Path:
-    return directory / FOLDER / stage / f"{task:06}.json"
+    return directory / folder_of(stage) / f"{task:06}.json"
 
 
 def any_done(directory: Path) -> bool:

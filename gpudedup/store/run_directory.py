@@ -354,7 +354,7 @@ class RunDirectory(Artefacts):
                 sync_folder(folder)
 
     def discard(self, kinds: Iterable[str]) -> None:
-        """Delete whole folders of the run: what is there is of an earlier decision. Raises OutputError."""
+        """Delete folders of the run: what is there is of an earlier decision. Raises OutputError."""
         for kind in kinds:
             if self.mirror is not None:
                 self.mirror.delete(kind)
