@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,46 +36,40 @@ class Decided:
 
 
 def decide(signed: Signed, grouped: Grouped, verified: Verified, params: Params) -> Decided:
-    """Removals of representatives, then of their copies: a copy shares the fate of its representative (spec 6, 11)."""
+    """Removals of representatives, then of their copies: a copy shares the fate of its representative (spec 6, 11).
+
+    Takes 10 bytes a document beside the decision, and about 100 a removal.
+    """
+    rows, representatives = signed.rows, grouped.representatives
     places, part, whole = verified.decision.arrays()
-    representatives = grouped.representatives.astype(np.int64)
-    removed = places != NO_KEEPER
+    removed = np.flatnonzero(places != NO_KEEPER)
+    document, keeper = representatives[removed], representatives[places[removed]]
     with np.errstate(invalid="ignore"):
-        similarity = np.where(whole > 0, part / whole.astype(np.float64), np.nan)
-    keeper = (
-        np.where(removed, representatives[np.where(removed, places, 0)], -1) if len(places) else np.zeros(0, np.int64)
-    )
-    same = np.zeros(len(places), bool)
-    same[removed] = (signed.content[keeper[removed]] == signed.content[representatives[removed]]).all(axis=1)
-    similarity[same & removed] = 1.0
+        similarity = np.where(whole[removed] > 0, part[removed] / whole[removed], np.nan)
+    same = (signed.content[keeper] == signed.content[document]).all(axis=1)
+    similarity[same] = 1.0
+    parts: list[tuple[npt.NDArray[Any], ...]] = [(document, keeper, np.where(same, EXACT, NEAR), similarity)]
 
-    rows, every = signed.rows, len(signed.content)
-    all_keeper = np.full(every, -1, np.int64)
-    all_similarity = np.full(every, np.nan)
-    all_reason = np.full(every, NEAR, np.uint8)
-    all_keeper[representatives] = keeper
-    all_similarity[representatives] = similarity
-    all_reason[representatives[same & removed]] = EXACT
-
-    copies = grouped.leader != np.arange(len(grouped.leader), dtype=np.uint32)
-    copies &= grouped.order < rows  # those of earlier runs stay
-    copy = grouped.order[copies].astype(np.int64)
-    original = grouped.order[grouped.leader[copies]].astype(np.int64)
-    fate = all_keeper[original]
-    all_similarity[copy] = all_similarity[original]
-    all_reason[copy] = all_reason[original]
-    all_keeper[copy] = fate
+    removal_of = np.full(len(signed.content), NO_KEEPER, np.uint32)
+    removal_of[document] = np.arange(len(document), dtype=np.uint32)
+    copies = np.flatnonzero(grouped.leader != np.arange(len(grouped.leader), dtype=np.uint32))
+    copy, original = grouped.order[copies], grouped.order[grouped.leader[copies]]
+    removal = removal_of[original]
+    goes = removal != NO_KEEPER
+    parts.append((copy[goes], *(of[removal[goes]] for of in parts[0][1:])))
     if params.across is None:  # with `across`, copies of a kept representative have the same value: they are kept
-        of_kept = fate < 0
-        all_keeper[copy[of_kept]] = original[of_kept]
-        all_similarity[copy[of_kept]] = 1.0
-        all_reason[copy[of_kept]] = EXACT
-
-    all_keeper, all_similarity, all_reason = all_keeper[:rows], all_similarity[:rows], all_reason[:rows]
-    keep = (all_keeper < 0) & ~signed.damaged
+        stays = ~goes
+        parts.append((copy[stays], original[stays], np.full(stays.sum(), EXACT), np.ones(stays.sum())))
     if params.drop_empty:
-        empty = (signed.unit_count[:rows] == 0) & ~signed.damaged
-        keep &= ~empty
-        all_reason[empty] = EMPTY
-    positions = np.flatnonzero(~keep & ~signed.damaged)
-    return Decided(keep, positions, all_keeper[positions], all_reason[positions], all_similarity[positions])
+        empty = np.flatnonzero((signed.unit_count[:rows] == 0) & ~signed.damaged)
+        parts.append((empty, np.full(len(empty), -1), np.full(len(empty), EMPTY), np.full(len(empty), np.nan)))
+
+    document, keeper, reason, similarity = (np.concatenate(values) for values in zip(*parts, strict=True))
+    own = np.flatnonzero(document < rows)  # documents of earlier runs stay
+    in_order = own[np.argsort(document[own], kind="stable")]
+    positions = document[in_order].astype(np.int64)
+    keep = ~signed.damaged
+    keep[positions] = False
+    return Decided(
+        keep, positions, keeper[in_order].astype(np.int64), reason[in_order].astype(np.uint8), similarity[in_order]
+    )
