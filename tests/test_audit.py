@@ -23,6 +23,7 @@ import pytest
 from reference import deduplicate as reference_deduplicate
 
 import gpudedup
+from gpudedup import ArtefactError
 from gpudedup.audit import _first_difference
 from gpudedup.store import manifest as manifests
 
@@ -199,7 +200,7 @@ def files_of(run: gpudedup.Run) -> list[Path]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
 def test_damaged_files(made: Any, name: str, output: str, damage: str) -> None:
-    """Every file in turn; of the manifest a digit that no other check sees."""
+    """Every file in turn; of the manifest a digit that only its own checksum covers."""
     run = made(name, output=output)
     for path in files_of(run)[:6]:
         whole = path.read_bytes()
@@ -208,6 +209,10 @@ def test_damaged_files(made: Any, name: str, output: str, damage: str) -> None:
                 continue
             place = whole.index(b'"sign": ') + len(b'"sign": 0.')
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(ArtefactError, match=r"manifest.json is not what was written: .*run again into another"):
+                gpudedup.Run.open(run.path)
+            path.write_bytes(whole)
+            continue
         elif damage == "flip":
             place = len(whole) // 2
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])

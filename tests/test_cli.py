@@ -99,7 +99,8 @@ def test_run_names_what_it_wrote(command: Any, corpus: Path, tmp_path: Path, out
     out = tmp_path / "out"
     shown = command("run", corpus, "-o", out, "--output", output).out
     folders = sorted(path.name for path in out.iterdir() if path.is_dir())
-    assert folders == sorted(["removed", *([folder] if folder else [])])
+    working = ["decide", "done", "match", "signatures", "verify"]
+    assert folders == sorted([*working, "removed", *([folder] if folder else [])])
     for name in ("kept", "keep_mask"):
         assert (f"{out / name} (1 files, " in shown) == (name == folder)
     assert f"{out / 'removed'} (" in shown
@@ -690,8 +691,9 @@ def long_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("long") / "a.parquet", texts)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_and_nothing_is_left(long_input: Path, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_a_run(long_input: Path, tmp_path: Path, number: int) -> None:
+    """Nothing of it was finished, so nothing is left."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     out = tmp_path / "out"
@@ -713,12 +715,36 @@ def test_a_signal_ends_a_run_and_nothing_is_left(long_input: Path, tmp_path: Pat
         start = time.monotonic()
         _, err = process.communicate(timeout=30)
         seconds.append(time.monotonic() - start)
-        assert process.returncode == code
-        message = f"gpudedup: stopped by {signal.Signals(number).name}; what was unfinished has been removed\n"
-        assert err.decode() == message
+        assert process.returncode == 85
+        way_on = "what is finished stays, and the same command goes on from there"
+        assert err.decode() == f"gpudedup: stopped by {signal.Signals(number).name}; {way_on}\n"
         assert not out.exists()
         assert list(scratch.iterdir()) == []
     assert min(seconds) < 2
+
+
+WAITING = """
+import time
+import gpudedup.api
+from gpudedup.cli import main
+def wait(*arguments, **options):
+    print("waiting", flush=True)
+    time.sleep(60)
+gpudedup.api.make_plan = wait
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 138), (signal.SIGTERM, 143)])
+def test_a_signal_ends_what_cannot_be_continued(corpus: Path, number: int, code: int) -> None:
+    command = [sys.executable, "-c", WAITING, "plan", str(corpus)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert err.decode() == f"gpudedup: stopped by {signal.Signals(number).name}; what was unfinished has been removed\n"
 
 
 def test_explain_by_an_id_that_is_no_text(command: Any, tmp_path: Path) -> None:
@@ -779,7 +805,9 @@ def test_audit_finds_damage(command: Any, corpus: Path, tmp_path: Path) -> None:
 def test_guards_stop_a_run(command: Any, corpus: Path, tmp_path: Path) -> None:
     done = command("run", corpus, "-o", tmp_path / "out", "--max-removed", 0.4, code=1)
     assert "max_removed=0.4 would be removed: of all 7 documents 3 (42.9%)" in done.err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "removed").exists()
+    done = command("decide", tmp_path / "out", "--max-removed", 0.4, code=1)
+    assert "max_removed=0.4 would be removed" in done.err
     done = command("run", corpus, "-o", tmp_path / "out", "--max-removed", 1, "--guard-column", "num", "--json")
     shares = json.loads(done.out)["removed_shares"]
     assert sum(share["removed"] for share in shares) == 3

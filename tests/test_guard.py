@@ -1,8 +1,10 @@
-"""Guards: a run that would remove too much stops and leaves nothing; shares by value, counted from the reference."""
+"""Guards: a run that would remove too much stops before results are written; shares by value, by the reference."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from reference import deduplicate as reference_deduplicate
 
 import gpudedup
-from gpudedup import GuardError, InputError, ParameterError
+from gpudedup import ArtefactError, GuardError, InputError, OutputError, ParameterError
 from gpudedup.display import summary_rows
 
 
@@ -60,7 +62,11 @@ def test_the_share_decides(corpus: Path, tmp_path: Path, options: dict[str, Any]
     with pytest.raises(GuardError) as error:
         gpudedup.run(corpus, out, **options)
     assert error.value.exit_code == 1
-    assert not out.parent.exists()
+    assert not [name for name in ("removed", "kept") if (out / name).exists()]
+    with pytest.raises(ArtefactError, match="is in state 'unfinished'"):
+        gpudedup.Run.open(out)
+    done = {stage.name: stage.is_done for stage in gpudedup.status(out).stages}
+    assert done == {"sign": True, "match": True, "verify": True, "decide": True, "apply": False}
     with pytest.raises(GuardError):
         gpudedup.deduplicate(MIXED, **options)
 
@@ -82,7 +88,7 @@ def test_the_message_names_the_worst_first(corpus: Path, tmp_path: Path) -> None
         "raise max_removed",
         'within="source"',
         "higher threshold",
-        "nothing was written",
+        "results are not written",
     ):
         assert way_out in message
 
@@ -94,12 +100,40 @@ def test_the_message_is_bounded() -> None:
     assert len(str(error.value)) < 1500
 
 
-def test_an_empty_directory_is_given_back(corpus: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_another_guard(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reads no text for it."""
+    fresh = gpudedup.run(corpus, tmp_path / "fresh")
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(GuardError):
+            gpudedup.run(corpus, out, max_removed=0.1)
+    with pytest.raises(GuardError, match="of source='bad' 9 of 10"):
+        gpudedup.advance(out, "decide", max_removed=0.5, guard_column="source")
+
+    def read(*args: Any, **options: Any) -> Any:
+        raise AssertionError("text was read again")
+
+    monkeypatch.setattr("gpudedup.engines.signing.sign_pieces", read)
+    monkeypatch.setattr("gpudedup.engines.durable.ShingleSets", read)
+    gpudedup.run(corpus, out, max_removed=0.9, guard_column="source")
+    assert gpudedup.Run.open(out).removed.equals(fresh.removed)
+    assert [path.read_bytes() for path in gpudedup.Run.open(out).kept] == [path.read_bytes() for path in fresh.kept]
+
+
+def test_a_saved_result_is_whole_or_absent(corpus: Path, tmp_path: Path) -> None:
+    """Nothing of it could be continued, since its data is gone with the process."""
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(GuardError):
-        gpudedup.run(corpus, out, max_removed=0.1)
+    result = gpudedup.deduplicate(MIXED)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gpudedup.store.manifest.encode", lambda manifest: (_ for _ in ()).throw(full))
+        with pytest.raises(OutputError, match=r"manifest.json: .*No space left"):
+            result.save(out)
     assert list(out.iterdir()) == []
+    result.save(out)
 
 
 @pytest.mark.parametrize("drop_empty", [False, True])

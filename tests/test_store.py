@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forged import edit
 
 import gpudedup
 from gpudedup.display import summary_rows
@@ -31,12 +32,11 @@ from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterErr
 from gpudedup.explain import explain
 from gpudedup.io import open_source
 from gpudedup.io.jsonl import JsonlShard
-from gpudedup.stages.apply import _threads
 from gpudedup.store import manifest as manifests
-from gpudedup.store.atomic import atomic_file, output_errors
+from gpudedup.store.atomic import TEMPORARY, atomic_file, output_errors
 from gpudedup.store.manifest import InputEntry, SkippedEntry
 from gpudedup.store.run_directory import MARKER, Run, RunDirectory, relative_names
-from gpudedup.store.stopping import GivenUpError, checkpoint, heed
+from gpudedup.store.stopping import GivenUpError, checkpoint, heed, stoppable_threads
 
 REMOVED = pa.table({"shard": ["x"], "row": pa.array([1], pa.int64()), "similarity": [1.0]})
 
@@ -45,8 +45,9 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def finish(run: RunDirectory, shards=()):
+def finish(run: RunDirectory, shards=(), outputs=()):
     return run.finish(
+        outputs=outputs,
         spec=1,
         version="0.1",
         parameters={"threshold": 0.8, "keep": "first"},
@@ -61,13 +62,14 @@ def finish(run: RunDirectory, shards=()):
 
 def write_run(out: Path, output="kept", shards=("in/a.parquet", "in/sub/b.jsonl.gz")) -> Path:
     with RunDirectory.create(out, shards, output=output) as run:
-        for shard in shards:
-            run.write_removed(shard, REMOVED)
+        outputs = []
+        for shard in reversed(shards):
+            outputs.append(run.write_removed(shard, REMOVED))
             if output == "kept":
-                run.write_kept(shard, lambda path: path.write_bytes(b"kept"), rows=2)
+                outputs.append(run.write_kept(shard, lambda path: path.write_bytes(b"kept"), rows=2))
             elif output == "mask":
-                run.write_mask(shard, np.array([True, False, True]))
-        finish(run, shards)
+                outputs.append(run.write_mask(shard, np.array([True, False, True])))
+        finish(run, shards, outputs)
     return out
 
 
@@ -211,10 +213,19 @@ def test_layout_and_manifest(tmp_path):
     manifest = msgspec.json.decode((out / "manifest.json").read_bytes())
     assert manifest["state"] == "complete"
     assert manifest["parameters"] == {"threshold": 0.8, "keep": "first"}
-    assert manifest["inputs"][1] == {"path": "in/sub/b.jsonl.gz", "size_bytes": 1, "mtime_ns": 2, "rows": 3}
+    assert next(iter(manifest)) == "checksum"
+    assert manifest["inputs"][1] == {
+        "path": "in/sub/b.jsonl.gz",
+        "size_bytes": 1,
+        "mtime_ns": 2,
+        "rows": 3,
+        "etag": None,
+        "xxh3_128": "",
+        "task": 0,
+    }
     assert manifest["skipped"] == [{"shard": "x", "first_row": None, "count": 0, "reason": "cut off"}]
     kinds = [(entry["kind"], entry["shard"]) for entry in manifest["outputs"]]
-    assert kinds == sorted(kinds), "by kind, then in input order, whatever was written first"
+    assert kinds == sorted(kinds), "by kind, then in input order, though written in another"
     entry = manifest["outputs"][0]
     assert (entry["path"], entry["kind"], entry["shard"], entry["size_bytes"]) == (
         "kept/a.parquet",
@@ -492,7 +503,10 @@ def test_a_shard_that_fails_ends_the_others(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="b cannot be written"):
         gpudedup.run(str(tmp_path / "*.jsonl"), tmp_path / "out", workers=2)
     assert time.monotonic() - start < 10
-    assert not (tmp_path / "out").exists()
+    assert gpudedup.status(tmp_path / "out").state == "unfinished"
+    assert not [name for name in files(tmp_path / "out") if TEMPORARY in name or name.startswith("kept/")]
+    monkeypatch.undo()
+    gpudedup.run(str(tmp_path / "*.jsonl"), tmp_path / "out").verify()
 
 
 def test_a_signal_while_a_thread_starts(monkeypatch):
@@ -516,8 +530,8 @@ def test_a_signal_while_a_thread_starts(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", start_and_be_interrupted)
-    with pytest.raises(KeyboardInterrupt), _threads(1) as perform:
-        perform([task])
+    with pytest.raises(KeyboardInterrupt), stoppable_threads(1, "test") as submit:
+        submit(task)
     assert ended.is_set()
 
 
@@ -537,7 +551,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_stop_in_the_middle_of_a_shard(tmp_path, signum):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text":"{name}"}}\n')
@@ -551,10 +565,13 @@ def test_a_stop_in_the_middle_of_a_shard(tmp_path, signum):
         assert child.stdout.readline() == b"writing\n"
         child.send_signal(signum)
         start = time.monotonic()
-        assert child.wait(30) == 128 + signum
+        assert child.wait(30) == 85
         assert time.monotonic() - start < 3  # about 0.1 s on an idle machine
-        assert b"what was unfinished has been removed" in child.stderr.read()
-    assert not Path(f"{tmp_path}-out").exists()
+        assert b"what is finished stays, and the same command goes on from there" in child.stderr.read()
+    out = Path(f"{tmp_path}-out")
+    assert not [name for name in files(out) if TEMPORARY in name or name.startswith("kept/") or name == "lock.json"]
+    gpudedup.run(str(tmp_path), out).verify()
+    assert [path.name for path in gpudedup.Run.open(out).kept] == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
 # Many small files
@@ -565,13 +582,14 @@ SMALL = ("in/x/1.txt", "in/x/y/2.txt", "in/3.txt")
 def write_small(out: Path, fail: BaseException | None = None) -> Path:
     with RunDirectory.create(out, SMALL, one_table=True) as run:
         with run.kept_files() as write:
+            outputs = []
             for name in SMALL:
-                write(name, [name.encode(), b"", b" and more"])
+                outputs.append(write(name, [name.encode(), b"", b" and more"]))
                 assert not (out / "kept").exists(), "named when all of it is there"
             if fail is not None:
                 raise fail
-        run.write_removed("", REMOVED)
-        finish(run, SMALL)
+        outputs.append(run.write_removed("", REMOVED))
+        finish(run, SMALL, outputs)
     return out
 
 
@@ -677,7 +695,7 @@ def test_relative_inputs_are_found_again(tmp_path, monkeypatch):
     absolute = (str(tmp_path / "in/a.parquet"),)
     assert Run.open(write_run(Path("two"), shards=absolute)).manifest.working_directory == ""
     assert Run.open(write_run(Path("three"), shards=("",))).manifest.working_directory == ""
-    edit(Path("out"), lambda manifest: manifest.pop("working_directory"))
+    edit(Path("out/manifest.json"), lambda manifest: manifest.pop("working_directory"))
     assert Run.open("out").manifest.working_directory == ""
 
 
@@ -837,15 +855,9 @@ def test_what_is_no_run(tmp_path):
 )
 def test_hostile_paths(tmp_path, path, kind):
     out = write_run(tmp_path / "out")
-    edit(out, lambda manifest: manifest["outputs"][0].update(path=path, kind=kind))
+    edit(out / manifests.NAME, lambda manifest: manifest["outputs"][0].update(path=path, kind=kind))
     with pytest.raises(ArtefactError, match="which is no file of a run"):
         Run.open(out)
-
-
-def edit(out: Path, change) -> None:
-    manifest = msgspec.json.decode((out / "manifest.json").read_bytes())
-    change(manifest)
-    (out / "manifest.json").write_bytes(msgspec.json.encode(manifest))
 
 
 def test_hostile_links(tmp_path):
@@ -865,18 +877,21 @@ def test_hostile_links(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(format=2), "has format 2, this version of gpudedup reads format 1"),
+        (lambda manifest: manifest.update(format=1), "has format 1, this version of gpudedup reads format 2"),
+        (lambda manifest: manifest.update(format=3), "has format 3, this version of gpudedup reads format 2"),
         (lambda manifest: manifest.update(state="running"), "is in state 'running', not \"complete\""),
         (lambda manifest: manifest.update(outputs={}), "is damaged: Expected `array`"),
         (lambda manifest: manifest["outputs"][0].update(size_bytes="1"), "is damaged: Expected `int`"),
         (lambda manifest: manifest["outputs"][0].update(size_bytes=-1), "gives 'kept/a.parquet' -1 bytes"),
         (lambda manifest: manifest["outputs"][0].update(rows=-5), "and -5 rows"),
+        (lambda manifest: manifest["inputs"][0].update(size_bytes=-1), "gives 'in/a.parquet' -1 bytes"),
+        (lambda manifest: manifest["inputs"][0].update(task=-1), "gives 'in/a.parquet'"),
         (lambda manifest: manifest.pop("inputs"), "missing required field `inputs`"),
     ],
 )
 def test_wrong_manifests(tmp_path, change, message):
     out = write_run(tmp_path / "out")
-    edit(out, change)
+    edit(out / manifests.NAME, change)
     with pytest.raises(ArtefactError, match=message):
         Run.open(out)
 
@@ -884,7 +899,7 @@ def test_wrong_manifests(tmp_path, change, message):
 def test_wrong_counts_and_contents(tmp_path):
     out = write_run(tmp_path / "out")
     first = [entry.path for entry in Run.open(out).manifest.outputs].index("removed/a.parquet")
-    edit(out, lambda manifest: manifest["outputs"][first].update(rows=10**18))
+    edit(out / manifests.NAME, lambda manifest: manifest["outputs"][first].update(rows=10**18))
     with pytest.raises(ArtefactError, match=f"has 1 rows, but manifest.json says {10**18}"):
         Run.open(out).removed  # noqa: B018
     path = out / "removed" / "a.parquet"
@@ -893,14 +908,15 @@ def test_wrong_counts_and_contents(tmp_path):
     def fit(manifest):
         manifest["outputs"][first].update(rows=1, size_bytes=10, xxh3_128=manifests.checksum(path))
 
-    edit(out, fit)
+    edit(out / manifests.NAME, fit)
     with pytest.raises(ArtefactError, match=r"removed/a.parquet cannot be read"):
         Run.open(out).removed  # noqa: B018
     out = write_run(tmp_path / "mask", "mask")
     path = out / "keep_mask" / "a.parquet"
     pq.write_table(pa.table({"keep": [1, 0, 1]}), path)
     entry = next(n for n, entry in enumerate(Run.open(out).manifest.outputs) if entry.path == "keep_mask/a.parquet")
-    edit(out, lambda m: m["outputs"][entry].update(size_bytes=path.stat().st_size, xxh3_128=manifests.checksum(path)))
+    values = {"size_bytes": path.stat().st_size, "xxh3_128": manifests.checksum(path)}
+    edit(out / manifests.NAME, lambda manifest: manifest["outputs"][entry].update(values))
     with pytest.raises(ArtefactError, match="not one boolean 'keep'"):
         Run.open(out).keep_mask  # noqa: B018
 
@@ -909,7 +925,6 @@ def test_large_mask(tmp_path, monkeypatch):
     monkeypatch.setattr("gpudedup.store.run_directory.MASK_ROWS", 1000)
     keep = np.random.default_rng(1).random(4500) < 0.5
     with RunDirectory.create(tmp_path / "out", [""], output="mask") as run:
-        run.write_mask("", keep)
-        finish(run)
+        finish(run, outputs=[run.write_mask("", keep)])
     assert (tmp_path / "out" / "keep_mask" / "data.parquet").is_file()
     assert Run.open(tmp_path / "out").keep_mask.to_pylist() == keep.tolist()

@@ -150,8 +150,6 @@ class RunDirectory(Artefacts):
         super().__init__(path, mirror)
         self.output, self._names, self._one_table = output, names, one_table
         self._resumable = resumable
-        self._began_before = holds_run(path)
-        self.working_directory = working_directory(names)
         self._files: list[str] = []
         self._folders: list[Path] = []
         self._unflushed: set[Path] = set()  # folders with new names
@@ -159,6 +157,8 @@ class RunDirectory(Artefacts):
         self._finished = False
         self._process = os.getpid()
         self._lock = threading.Lock()
+        self._began_before = holds_run(path)
+        self.working_directory = working_directory(names)
 
     @classmethod
     def create(
@@ -483,7 +483,7 @@ class RunDirectory(Artefacts):
 
 def holds_run(path: Path) -> bool:
     """Whether there is a run in a directory, finished or not."""
-    return (path / manifests.NAME).is_file()
+    return os.path.isfile(path / manifests.NAME)  # False too for a path that cannot be
 
 
 def working_directory(names: Iterable[str]) -> str:
