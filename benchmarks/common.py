@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +88,25 @@ def run_child(arguments: Sequence[str], environment: dict[str, str] | None = Non
             stderr=errors,
             env={**os.environ, **(environment or {})},
         )
-        seen: list[int] = [0]
-        stop = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, seen, stop), daemon=True)
-        watcher.start()
-        out, _ = process.communicate()
-        stop.set()
-        watcher.join()
+        with watched(process.pid) as peak:
+            out, _ = process.communicate()
         if process.returncode:
             errors.seek(0)
             raise RuntimeError(f"{arguments[0]} failed: {errors.read().decode(errors='replace')[-3000:]}")
-    return Child(json.loads(out.splitlines()[-1]), time.perf_counter() - begin, seen[0])
+    return Child(json.loads(out.splitlines()[-1]), time.perf_counter() - begin, peak[0])
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[list[int]]:
+    """The largest RssAnon + RssShmem of a process while the block goes on, every 2 ms: a list of one number."""
+    seen, stop = [0], threading.Event()
+    watcher = threading.Thread(target=_watch, args=(pid, seen, stop), daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def _watch(pid: int, seen: list[int], stop: threading.Event) -> None:
@@ -117,6 +126,16 @@ def run_job(files: Sequence[str], *, mode: str = "run", **options: Any) -> Child
         order = Path(work, "order.json")
         order.write_text(json.dumps({"mode": mode, "files": list(files), "out": f"{work}/run", "options": options}))
         return run_child([str(HERE / "job.py"), str(order)])
+
+
+def run_generated(out: Path, documents: int, stages: Sequence[str], **options: Any) -> Child:
+    """benchmarks/generated_run.py: some stages of a run in ``out``, in a process of their own."""
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as work:
+        order = Path(work, "order.json")
+        order.write_text(
+            json.dumps({"out": str(out), "documents": documents, "stages": list(stages), "options": options})
+        )
+        return run_child([str(HERE / "generated_run.py"), str(order)])
 
 
 def load() -> float:

@@ -17,11 +17,11 @@ Result = dict[str, Any]
 HEAD = """# Performance
 
 Made by `python benchmarks/report.py` from the files in `benchmarks/results/`; do not edit. How a figure comes about:
-`python benchmarks/run.py SUITE` (suites sign, job, growth, memory, import) and `python benchmarks/peers/run.py`. MB is
-10^6 bytes of UTF-8 text. Signatures are compared with the reference before they are timed. `load` is how many processes
-wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long, and
-CPU-seconds tell more. Corpora: `benchmarks/corpus.py` (seeded; web-like lengths, clusters by a power law, ten kinds of
-copies).
+`python benchmarks/run.py SUITE` (suites sign, job, match, growth, memory, import) and `python benchmarks/peers/run.py`.
+MB is 10^6 bytes of UTF-8 text. Signatures are compared with the reference before they are timed. `load` is how many
+processes wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long,
+and CPU-seconds tell more. Corpora: `benchmarks/corpus.py` (seeded; web-like lengths, clusters by a power law, ten kinds
+of copies); signatures without text: `benchmarks/generated.py`.
 """
 
 SIGN_BARS = {
@@ -116,6 +116,31 @@ def job(result: Result) -> str:
     head = "job | MB | s | MB/s | start | decode alone | sign (with decode) | match | verify (with second read)"
     text = "Seconds of wall time, files to finished run directory, all cores; CPU-seconds without start-up.\n\n"
     return f"{where(result)}\n{text}" + table(head + " | decide | apply | CPU s | peak MB | bar", rows)
+
+
+def match(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        stages, peak = case["stages"], max(case["peak_megabytes"].values())
+        seconds = sum(stages.values())
+        good = verdict(seconds <= 60 and peak <= 4000)
+        rows.append(
+            [
+                f"{case['documents'] / 1e6:g} M, memory {case['memory']}",
+                *(stages[name] for name in ("load", "match", "verify", "decide")),
+                f"**{seconds:.1f}**",
+                case["cpu_seconds"],
+                peak,
+                round(sum(case["disk_megabytes"].values())),
+                f"{case['compared_pairs'] / 1e6:.1f} M",
+                f"60 s, 4000 MB: {good}",
+            ]
+        )
+    head = (
+        "documents | load | match | verify by signature | decide | s | CPU s | peak MB | disk MB | pairs compared | bar"
+    )
+    text = "Generated signatures of 128 lanes in a run directory, a tenth of the documents in clusters.\n\n"
+    return f"{where(result)}\n{text}" + table(head, rows)
 
 
 GROWTH = {
@@ -226,6 +251,7 @@ def peers(result: Result) -> str:
 SECTIONS = {
     "sign": ("Signing, one core", sign),
     "job": ("The whole job", job),
+    "match": ("From signatures to decisions", match),
     "peers": ("Peers", peers),
     "growth": ("Growth", growth),
     "memory": ("Memory", memory),

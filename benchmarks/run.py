@@ -1,6 +1,6 @@
 """Runs suites and writes benchmarks/results/MACHINE-DATE-SUITE.json.
 
-    python benchmarks/run.py [sign] [job] [growth] [memory] [import]      all without a name
+    python benchmarks/run.py [sign] [job] [match] [growth] [memory] [import]      all without a name
 
 The suite `sign` runs once per instruction-set tier of this machine. Figures of a busy machine are marked by `load`.
 """
@@ -23,7 +23,7 @@ from gpudedup import _cpu
 from gpudedup.machine import description
 
 HERE = Path(__file__).resolve().parent
-SUITES = ("sign", "job", "growth", "memory", "import")
+SUITES = ("sign", "job", "match", "growth", "memory", "import")
 
 
 def machine() -> dict[str, Any]:

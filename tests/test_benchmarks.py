@@ -108,6 +108,7 @@ def test_strangers_are_no_copies(mix: str, tmp_path: Path) -> None:
 CASES = {
     "sign": "english",
     "job": "mixed and mask and 768",
+    "match": "generated",
     "growth": "near_copies",
     "memory": "huge or stream",
     "import": "bench_import",
