@@ -214,3 +214,25 @@ def test_bands_may_lie_in_read_only_files(tmp_path: Any) -> None:
 def test_documents_without_a_key_are_refused() -> None:
     with pytest.raises(ValueError, match="no band key"):
         sort_band(np.zeros(3, np.uint64), np.array([0, 3], np.uint32))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 300, 9000])
+@pytest.mark.parametrize("scoped", [False, True])
+def test_leaders_are_the_first_of_their_content(count: int, scoped: bool) -> None:
+    """Among contents of which many have the 64-bit key that they are grouped by: mix((c_0 + G) xor c_1)."""
+    draw = np.random.default_rng(count)
+    first = draw.integers(0, max(1, count // 3), count).astype(np.uint64)
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    second = np.where(draw.random(count) < 0.5, (first + golden) ^ np.uint64(12345), first % np.uint64(2))
+    content = np.stack([first, second], axis=1)
+    within = draw.integers(0, 2, count).astype(np.int32) if scoped else None
+    across = draw.integers(0, 2, count).astype(np.int32) if scoped else None
+    order = draw.permutation(count).astype(np.uint32)
+    leaders: dict[tuple[int, ...], int] = {}
+    expected = []
+    for place, document in enumerate(order.tolist()):
+        scope = (within[document], across[document]) if within is not None and across is not None else ()
+        expected.append(leaders.setdefault((*content[document].tolist(), *scope), place))
+    for workers in (1, 3):
+        leader = _cpu.group_content(order, content, within=within, across=across, workers=workers)
+        assert leader.tolist() == expected

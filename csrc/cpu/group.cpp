@@ -1,10 +1,11 @@
 #include "cpu/group.h"
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 
 #include "core/hash.h"
-#include "cpu/sort.h"
+#include "cpu/equal_keys.h"
 
 namespace gpudedup {
 
@@ -15,32 +16,26 @@ void group_content(Context& context, const uint32_t* order, size_t count, const 
     return std::make_tuple(content[2 * document], content[2 * document + 1], within ? within[document] : 0,
                            across ? across[document] : 0);
   };
-  auto work = [&](size_t, unsigned) {
-    std::vector<KeyedIndex> rows(count), spare;
-    for (size_t i = 0; i < count; ++i) {
-      auto [first, second, scope, other] = identity(static_cast<uint32_t>(i));
-      uint64_t key = absorb(absorb(absorb(first, second), static_cast<uint32_t>(scope)), static_cast<uint32_t>(other));
-      rows[i] = {key, static_cast<uint32_t>(i)};
-    }
-    radix_sort(rows, spare, context.stop());
-    if (context.stopped()) return;
-    for (size_t first = 0, last; first < count; first = last) {
-      last = first + 1;
-      if (first % 65536 == 0 && context.stopped()) return;
-      bool equal = true;
-      auto leading = identity(rows[first].index);
-      for (; last < count && rows[last].key == rows[first].key; ++last) equal &= identity(rows[last].index) == leading;
-      if (!equal)  // different contents under one 64-bit key: tell them apart by all that counts
-        std::stable_sort(rows.begin() + first, rows.begin() + last, [&](const KeyedIndex& x, const KeyedIndex& y) {
-          return identity(x.index) < identity(y.index);
-        });
-      for (size_t i = first, start = first; i < last; ++i) {
-        if (!equal && identity(rows[i].index) != identity(rows[start].index)) start = i;
-        leader[rows[i].index] = rows[start].index;
-      }
+  auto keys = [&](size_t first, size_t size, uint64_t* out) {
+    for (size_t i = first; i < first + size; ++i) {
+      auto [content_0, content_1, scope, other] = identity(static_cast<uint32_t>(i));
+      *out++ = absorb(absorb(absorb(content_0, content_1), static_cast<uint32_t>(scope)), static_cast<uint32_t>(other));
     }
   };
-  context.each(1, work, count < 65536);  // on a thread of its own, so that the caller can poll
+  EqualKeys equal = equal_keys(context, count, keys, UINT64_MAX);
+  std::iota(leader, leader + count, 0);
+  uint32_t* first = equal.places.data();
+  for (uint32_t length : equal.lengths) {
+    uint32_t* last = first + length;
+    auto as_first = [&, leading = identity(*first)](uint32_t place) { return identity(place) == leading; };
+    if (!std::all_of(first, last, as_first))  // different contents under one 64-bit key: told apart by all that counts
+      std::stable_sort(first, last, [&](uint32_t x, uint32_t y) { return identity(x) < identity(y); });
+    for (uint32_t start = *first; first < last; ++first) {
+      if (identity(*first) != identity(start)) start = *first;
+      leader[*first] = start;
+    }
+    context.check();
+  }
 }
 
 }  // namespace gpudedup

@@ -1,6 +1,7 @@
 #include "cpu/sort.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace gpudedup {
 
