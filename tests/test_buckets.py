@@ -1,6 +1,6 @@
 """Bands and buckets on the CPU: what they hold, in how much memory, and what of a damaged band is refused.
 
-Expected values are made here, by the words of docs/spec.md, section 7.
+Expected values are those of the reference, or made here by the words of docs/spec.md, section 7.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 
 from gpudedup import _cpu
 
@@ -161,7 +162,7 @@ def test_decisions_do_not_depend_on_memory(tmp_path: Any) -> None:
     for memory_bytes in (PLENTY, 100_000, 0):
         buckets = buckets_of(bands, count, memory_bytes=memory_bytes, directory=str(tmp_path))
         decision = _cpu.verify(
-            buckets, components=False, threshold_ppm=750_000, sets=None, lanes=_cpu.Lanes([lanes], 16),
+            buckets, components=False, threshold_ppm=750_000, sets=None, lanes=_cpu.Lanes([[lanes]], 16),
             documents=documents, leader=None, prior=None, workers=2,
         )  # fmt: skip
         answers.append([values.tolist() for values in decision.arrays()])
@@ -236,3 +237,64 @@ def test_leaders_are_the_first_of_their_content(count: int, scoped: bool) -> Non
     for workers in (1, 3):
         leader = _cpu.group_content(order, content, within=within, across=across, workers=workers)
         assert leader.tolist() == expected
+
+
+def grouped(lanes: np.ndarray, width: int) -> list[np.ndarray]:
+    return [lanes[:, first : first + width].copy() for first in range(0, lanes.shape[1], width)]
+
+
+@pytest.mark.parametrize(("num_perm", "rows"), [(1, 1), (8, 3), (20, 5), (20, 7), (128, 10), (130, 64)])
+@pytest.mark.parametrize("scoped", [False, True])
+def test_keys_of_one_band_from_groups_of_lanes(num_perm: int, rows: int, scoped: bool) -> None:
+    """Bands that begin and end anywhere in a group, in batches of other sizes and widths, read-only ones too."""
+    count = 70
+    lanes = np.random.default_rng(rows).integers(0, 2**32, (count, num_perm), dtype=np.uint32)
+    scopes = random_keys(count, 9) if scoped else None
+    batches = [grouped(lanes[:1], 8), grouped(lanes[1:1], 8), grouped(lanes[1:40], 8), grouped(lanes[40:], num_perm)]
+    for group in batches[2]:
+        group.flags.writeable = False
+    expected = [
+        reference.band_keys(row, num_perm // rows, rows, scope)
+        for row, scope in zip(lanes.tolist(), [0] * count if scopes is None else scopes.tolist(), strict=True)
+    ]
+    every = _cpu.Lanes(batches, num_perm)
+    for band in range(num_perm // rows):
+        keys = every.band_keys(band, rows=rows, scope_keys=scopes, workers=2)
+        assert keys.tolist() == [row[band] for row in expected]
+
+
+def test_keys_of_many_documents_by_several_workers() -> None:
+    lanes = np.random.default_rng(1).integers(0, 2**32, (9000, 20), dtype=np.uint32)
+    batches = [grouped(part, 8) for part in np.array_split(lanes, 7)]
+    expected = _cpu.band_keys(lanes, bands=4, rows=5)
+    for band in range(4):
+        keys = _cpu.Lanes(batches, 20).band_keys(band, rows=5, workers=3)
+        assert np.array_equal(keys, expected[band])
+
+
+@pytest.mark.parametrize("threshold_ppm", [1, 500_000, 750_000, 999_999, 1_000_000])
+def test_lanes_are_compared_where_they_lie(threshold_ppm: int) -> None:
+    """Of documents in one batch and in two, of equal and of unequal widths: the share of equal lanes, to the last."""
+    count, num_perm = 60, 21
+    draw = np.random.default_rng(4)
+    lanes = np.where(
+        draw.random((count, num_perm)) < draw.random((count, 1)), 7, draw.integers(0, 3, (count, num_perm))
+    )
+    lanes = lanes.astype(np.uint32)
+    batches = [grouped(lanes[:20], 8), grouped(lanes[20:35], 8), grouped(lanes[35:], 5)]
+    documents = draw.permutation(count).astype(np.uint32)
+    buckets = buckets_of([sort_band(np.zeros(count, np.uint64), documents)], count, window=count)
+    decision = _cpu.verify(
+        buckets, components=False, threshold_ppm=threshold_ppm, sets=None, lanes=_cpu.Lanes(batches, num_perm),
+        documents=documents, leader=None, prior=None, workers=2,
+    )  # fmt: skip
+    ranked = lanes[documents]
+    kept: list[int] = []
+    expected = []
+    for document in range(count):
+        shared = {other: int((ranked[other] == ranked[document]).sum()) for other in kept}
+        keeper = next((other for other in kept if shared[other] * 10**6 >= threshold_ppm * num_perm), _cpu.NONE)
+        expected.append((keeper, *((shared[keeper], num_perm) if keeper != _cpu.NONE else (0, 0))))
+        kept += [document] if keeper == _cpu.NONE else []
+    assert list(zip(*(values.tolist() for values in decision.arrays()), strict=True)) == expected
+    assert sum(keeper != _cpu.NONE for keeper, *_ in expected) > 0 or threshold_ppm > 900_000

@@ -11,19 +11,6 @@ uint64_t Buckets::window_position(uint64_t position, uint64_t i) const {
   return gpudedup::window_position(position, window_, i);
 }
 
-void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
-               uint32_t bands, uint32_t rows, uint64_t* out) {
-  constexpr size_t PIECE = 1024;
-  context.each((count + PIECE - 1) / PIECE,
-               [&](size_t piece, unsigned) {
-                 for (size_t i = piece * PIECE; i < std::min(count, (piece + 1) * PIECE); ++i)
-                   for (uint32_t band = 0; band < bands; ++band)
-                     out[band * count + i] = band_key(band, scope_keys ? scope_keys[i] : SCOPE_NONE,
-                                                      lanes + i * lane_count + band * rows, rows);
-               },
-               count < 2 * PIECE);
-}
-
 void check_band(const Band& band, size_t count) {
   auto require = [](bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);

@@ -10,49 +10,6 @@
 
 namespace gpudedup {
 
-/// Rows of values in the batches they were made in; document numbers run over all of them.
-template <class Value>
-class Batches {
- public:
-  void add(const Value* values, size_t count) {
-    if (count == 0) return;
-    batches_.push_back({values, size(), count});
-    ends_.push_back(size() + count);
-  }
-  size_t size() const { return ends_.empty() ? 0 : ends_.back(); }
-
-  struct Batch {
-    const Value* values;
-    size_t first, count;
-    bool has(size_t document) const { return document - first < count; }
-  };
-  const Batch& of(size_t document) const {
-    return batches_[static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), document) - ends_.begin())];
-  }
-
- private:
-  std::vector<Batch> batches_;
-  std::vector<size_t> ends_;
-};
-
-/// Signatures; a batch is uint32[count, lane_count].
-class Lanes : public Batches<uint32_t> {
- public:
-  explicit Lanes(uint32_t lane_count) : lane_count_(lane_count) {}
-  uint32_t lane_count() const { return lane_count_; }
-  const uint32_t* operator[](size_t document) const {
-    const Batch& batch = of(document);
-    return batch.values + (document - batch.first) * lane_count_;
-  }
-
- private:
-  uint32_t lane_count_;
-};
-
-/// uint64[bands, count]: the band keys of `count` signatures. scope_keys [count] may be null.
-void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
-               uint32_t bands, uint32_t rows, uint64_t* out);
-
 /// The documents that go to the buckets, by rank, and what limits which of them are compared. Everywhere below, a
 /// document is its place in this order.
 struct Ranked {

@@ -243,9 +243,10 @@ class Components {
 
 bool Comparison::operator()(uint32_t left, uint32_t right, Similarity* similarity, bool always) const {
   if (sets) return sets_similar((*sets)[left], (*sets)[right], similarity, always);
-  if (lanes)
-    return lanes_similar((*lanes)[documents[left]], (*lanes)[documents[right]], lanes->lane_count(), similarity);
-  return true;
+  if (!lanes) return true;
+  uint64_t count = lanes->lane_count(), needed = always ? 0 : (threshold_ppm * count + PPM - 1) / PPM;
+  *similarity = {lanes->equal(*cpu, documents[left], documents[right], needed), count};
+  return reaches(similarity->part, count, threshold_ppm);
 }
 
 bool Comparison::sets_similar(SetView left, SetView right, Similarity* similarity, bool always) const {

@@ -5,6 +5,7 @@
 
 #include "core/jaccard.h"
 #include "cpu/buckets.h"
+#include "cpu/lanes.h"
 #include "cpu/sets.h"
 #include "cpu/tier.h"
 

@@ -8,6 +8,7 @@
 #include "core/hash.h"
 #include "cpu/buckets.h"
 #include "cpu/group.h"
+#include "cpu/lanes.h"
 #include "cpu/sets.h"
 #include "cpu/sign.h"
 #include "cpu/verify.h"
@@ -62,15 +63,41 @@ UnitKind parse_unit(const std::string& name) {
 
 /// Signature batches together with the arrays that own them.
 struct LaneBatches {
-  std::vector<Array<uint32_t>> arrays;
+  using Groups = std::vector<Array<uint32_t>>;
+  std::vector<Groups> arrays;
   Lanes lanes;
-  LaneBatches(const std::vector<Array<uint32_t>>& batches, uint32_t lane_count) : arrays(batches), lanes(lane_count) {
-    for (const auto& batch : arrays) {
-      require(batch.ndim() == 2 && batch.shape(1) == lane_count, "lanes must be uint32[n, num_perm]");
-      lanes.add(batch.data(), static_cast<size_t>(batch.shape(0)));
+  LaneBatches(const std::vector<Groups>& batches, uint32_t lane_count) : arrays(batches), lanes(lane_count) {
+    require(lane_count >= 1, "num_perm must be at least 1");
+    for (const Groups& groups : arrays) {
+      uint64_t rest = lane_count;
+      std::vector<const uint32_t*> first_lanes;
+      for (const auto& group : groups) {
+        require(group.ndim() == 2 && group.shape(0) == groups[0].shape(0), "a group of lanes must be uint32[n, width]");
+        uint64_t width = std::min<uint64_t>(rest, static_cast<uint64_t>(groups[0].shape(1)));
+        require(rest > 0 && static_cast<uint64_t>(group.shape(1)) == width,
+                "groups of lanes must be of the first one's width, the last of what is left of num_perm");
+        first_lanes.push_back(group.data());
+        rest -= width;
+      }
+      require(rest == 0, "groups of lanes must have num_perm lanes together");
+      lanes.add(std::move(first_lanes), static_cast<uint32_t>(groups[0].shape(1)),
+                static_cast<size_t>(groups[0].shape(0)));
     }
   }
 };
+
+Array<uint64_t> keys_of_band(const LaneBatches& batches, uint32_t band, uint32_t rows, Maybe<uint64_t> scope_keys,
+                             unsigned workers) {
+  const Lanes& lanes = batches.lanes;
+  require((static_cast<uint64_t>(band) + 1) * rows <= lanes.lane_count(), "the band must lie within num_perm");
+  require_size(scope_keys, lanes.size(), "scope_keys must have one value a document");
+  Array<uint64_t> out(static_cast<py::ssize_t>(lanes.size()));
+  uint64_t* keys = out.mutable_data();
+  py::gil_scoped_release nogil;
+  Context context = make_context(workers);
+  lanes.band_keys(context, band, rows, data_or_null(scope_keys), keys);
+  return out;
+}
 
 py::tuple sign_batch(const Signer& signer, py::buffer text, py::array offsets, bool keep_hashes, unsigned workers) {
   py::buffer_info bytes = text.request();
@@ -337,7 +364,8 @@ PYBIND11_MODULE(_cpu, m) {
       "left"_a.noconvert(), "right"_a.noconvert(), "needed"_a);
 
   py::class_<LaneBatches>(m, "Lanes")
-      .def(py::init<const std::vector<Array<uint32_t>>&, uint32_t>(), "batches"_a, "num_perm"_a);
+      .def(py::init<const std::vector<LaneBatches::Groups>&, uint32_t>(), "batches"_a.noconvert(), "num_perm"_a)
+      .def("band_keys", keys_of_band, "band"_a, py::kw_only(), "rows"_a, "scope_keys"_a = py::none(), "workers"_a);
 
   m.def("sort_band", sort_one_band, "keys"_a.noconvert(), "documents"_a.noconvert(), py::kw_only(), "memory_bytes"_a,
         "workers"_a);
@@ -349,7 +377,7 @@ PYBIND11_MODULE(_cpu, m) {
       "members"_a.noconvert(), "lengths"_a.noconvert(), "count"_a,
       "Raise ValueError unless members and lengths are those of buckets of two and more of `count` documents.");
   py::class_<Buckets>(m, "Buckets")
-      .def(py::init(&make_buckets), "bands"_a, py::kw_only(), "count"_a, "scopes"_a = py::none(),
+      .def(py::init(&make_buckets), "bands"_a.noconvert(), py::kw_only(), "count"_a, "scopes"_a = py::none(),
            "across"_a = py::none(), "window"_a, "memory_bytes"_a, "directory"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)

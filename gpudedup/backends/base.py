@@ -49,7 +49,9 @@ class SignedBatch:
 
 
 LaneGroups = Sequence[U32]
-"""Signatures of a batch: uint32[n, width] for each group of consecutive lanes, all but the last of one width."""
+"""Signatures of a batch where they lie: arrays uint32[n, width], of which group g holds the lanes from g * width on;
+the last may be narrower. In memory one array uint32[n, num_perm]; in a run directory columns of 8 lanes, perhaps mapped
+and read-only. Document numbers run over all batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,12 @@ class Backend(Protocol):
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         """leader[i] = the first place in ``order`` whose content (and within, across) equals that of order[i]. O(n)."""
 
+    def band_keys(self, lanes: Sequence[LaneGroups], band: int, scope_keys: U64 | None) -> U64:
+        """The key of each document in one band, of which no other groups of lanes are read than those it lies in.
+
+        scope_keys: uint64[documents], or None without `within`. Raises ValueError if groups do not make num_perm lanes.
+        """
+
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
         """The buckets of ``documents`` (by rank) in one band; keys[document] is its key. O(n).
 
@@ -181,7 +189,7 @@ class Backend(Protocol):
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: list[U32] | None,
+        lanes: Sequence[LaneGroups] | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,

@@ -7,7 +7,19 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, U32, U64, Band, Buckets, Decision, SetStore, Shingles, SignedBatch, ToSign
+from gpudedup.backends.base import (
+    I32,
+    U32,
+    U64,
+    Band,
+    Buckets,
+    Decision,
+    LaneGroups,
+    SetStore,
+    Shingles,
+    SignedBatch,
+    ToSign,
+)
 from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
@@ -67,6 +79,11 @@ class CpuBackend:
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return _cpu.group_content(order, content, within=within, across=across, workers=self.workers)
 
+    def band_keys(self, lanes: Sequence[LaneGroups], band: int, scope_keys: U64 | None) -> U64:
+        rows = self._params.banding.rows
+        every = _cpu.Lanes(lanes, self._params.num_perm)
+        return every.band_keys(band, rows=rows, scope_keys=scope_keys, workers=self.workers)
+
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
         return Band(*_cpu.sort_band(keys, documents, memory_bytes=memory_bytes, workers=self.workers))
 
@@ -100,7 +117,7 @@ class CpuBackend:
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: list[U32] | None,
+        lanes: Sequence[LaneGroups] | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,

@@ -146,9 +146,7 @@ def verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,
             sets=sets,
-            lanes=[np.concatenate(groups, axis=1) for groups in provider.signed.signatures.lanes]
-            if params.verify == "signature"
-            else None,
+            lanes=provider.signed.signatures.lanes if params.verify == "signature" else None,
             documents=grouped.representatives,
             leader=grouped.equal_content,
             prior=known,

@@ -123,6 +123,11 @@ def fuzz_group(rng: Rng) -> None:
     assert (leader <= np.arange(count)).all()
 
 
+def grouped(signatures: np.ndarray, width: int) -> list[np.ndarray]:
+    """Signatures as groups of lanes, each at the end of its own memory."""
+    return [signatures[:, first : first + width].copy() for first in range(0, signatures.shape[1], width)]
+
+
 def damaged(rng: Rng, band: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The band as it is, or now and then with a value changed, lost or added."""
     if rng.random() < 0.98:
@@ -140,7 +145,8 @@ def fuzz_verify(rng: Rng) -> None:
     if rng.random() < 0.05 and count:
         documents[rng.randrange(count)] = rng.choice([count, 2**32 - 1])
     signatures = some_lanes(rng, count, num_perm)
-    lanes = _cpu.Lanes([signatures], num_perm)
+    cut, width = rng.randrange(count + 1), rng.randrange(1, num_perm + 2)
+    lanes = _cpu.Lanes([grouped(part, width) for part in (signatures[:cut], signatures[cut:])], num_perm)
     keys = _cpu.band_keys(
         signatures, bands=rng.choice([1, 2, 4]), rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
     )

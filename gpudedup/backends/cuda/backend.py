@@ -22,6 +22,7 @@ from gpudedup.backends.base import (
     Band,
     Buckets,
     Decision,
+    LaneGroups,
     SetStore,
     Shingles,
     SignedBatch,
@@ -43,6 +44,9 @@ PIECE_BYTES = 64 << 20
 
 PIECE_SHARE = 64
 """Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
+
+LANES_ROWS = 1 << 18
+"""Signatures that are put together at a time on their way to the device: some 128 MB."""
 
 
 class CudaBackend:
@@ -88,6 +92,9 @@ class CudaBackend:
     def group_content(self, order: U32, content: U64, within: I32 | None, across: I32 | None) -> U32:
         return self._host.group_content(order, content, within, across)
 
+    def band_keys(self, lanes: Sequence[LaneGroups], band: int, scope_keys: U64 | None) -> U64:
+        return self._host.band_keys(lanes, band, scope_keys)
+
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
         try:
             with self._device.range("match"):
@@ -128,7 +135,7 @@ class CudaBackend:
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: list[U32] | None,
+        lanes: Sequence[LaneGroups] | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,
@@ -160,7 +167,7 @@ class CudaBackend:
         return self._host.stream(memory_bytes=memory_bytes, directory=directory)
 
     def _compare(
-        self, threshold_ppm: int, sets: SetStore | None, lanes: list[U32] | None, documents: U32
+        self, threshold_ppm: int, sets: SetStore | None, lanes: Sequence[LaneGroups] | None, documents: U32
     ) -> Compare | None:
         """How the device compares pairs; None if what it takes is not there."""
         if sets is not None:
@@ -169,12 +176,15 @@ class CudaBackend:
         if lanes is None:
             return CompareNothing()
         device, stream, num_perm = self._device, self._stream, self._params.num_perm
-        count = sum(len(batch) for batch in lanes)
+        count = sum(len(groups[0]) for groups in lanes)
         every, rows = device.alloc(count * num_perm, np.uint32), device.alloc(len(documents), np.uint32)
         first = 0
-        for batch in lanes:
-            device.upload(batch.reshape(-1), every[first:], stream)
-            first += batch.size
+        for groups in lanes:
+            for low in range(0, len(groups[0]), LANES_ROWS):
+                part = np.concatenate([group[low : low + LANES_ROWS] for group in groups], axis=1).reshape(-1)
+                device.upload(part, every[first:], stream)
+                stream.synchronize()  # before the copy is given back
+                first += part.size
         device.upload(documents, rows, stream)
         stream.synchronize()
         return CompareLanes(every, rows, num_perm, threshold_ppm)
