@@ -51,6 +51,7 @@ class Buckets:
         bands: list[tuple[_U32, _U32]],
         *,
         count: int,
+        fixed: int = 0,
         scopes: _I32 | None = None,
         across: _I32 | None = None,
         window: int,

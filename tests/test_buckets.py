@@ -140,6 +140,7 @@ def test_candidates_are_those_of_the_window_rule(window: int, memory_bytes: int,
         ({}, lambda a, b: True),
         ({"scopes": scopes}, lambda a, b: scopes[a] == scopes[b]),
         ({"scopes": scopes, "across": across}, lambda a, b: scopes[a] == scopes[b] and across[a] != across[b]),
+        ({"scopes": scopes, "fixed": 100}, lambda a, b: scopes[a] == scopes[b] and b >= 100),
     ):
         options = {**limits, "memory_bytes": memory_bytes, "directory": str(tmp_path)}
         buckets = buckets_of(bands, count, window=window, **options)
@@ -298,3 +299,82 @@ def test_lanes_are_compared_where_they_lie(threshold_ppm: int) -> None:
         kept += [document] if keeper == _cpu.NONE else []
     assert list(zip(*(values.tolist() for values in decision.arrays()), strict=True)) == expected
     assert sum(keeper != _cpu.NONE for keeper, *_ in expected) > 0 or threshold_ppm > 900_000
+
+
+def keepers_by_definition(pairs: set[tuple[int, int]], count: int, fixed: int, components: bool) -> list[int]:
+    """[count], NONE for what is kept: from similar pairs, by the words of docs/spec.md, sections 11 and 12."""
+    own = {(better, worse) for better, worse in pairs if worse >= fixed}
+    keeper = [_cpu.NONE] * count
+    if not components:
+        for document in range(fixed, count):
+            kept = [better for better, worse in own if worse == document and keeper[better] == _cpu.NONE]
+            keeper[document] = min(kept, default=_cpu.NONE)
+        return keeper
+    part = list(range(count))
+    for _ in range(count):
+        for better, worse in own:
+            part[better] = part[worse] = min(part[better], part[worse])
+    for document in range(fixed, count):
+        if part[document] != document:
+            keeper[document] = part[document]
+    return keeper
+
+
+@pytest.mark.parametrize("components", [False, True])
+@pytest.mark.parametrize("seed", range(40))
+def test_documents_of_earlier_runs_stay(components: bool, seed: int) -> None:
+    """Not compared with each other, keepers of others; with and without `across`, where equal contents are similar."""
+    draw = random.Random(seed)
+    count, window = 60, draw.choice([1, 3, 64])
+    fixed = draw.choice([0, 1, 20, 45, count])
+    sets = [{draw.randrange(5) * 100 + i for i in draw.sample(range(12), 9)} for _ in range(count)]
+    across = leader = content = None
+    if draw.random() < 0.5:
+        across = np.array([draw.randrange(4) for _ in range(count)], np.int32)
+        content = [draw.randrange(9) if draw.random() < 0.4 else 100 + i for i in range(count)]
+        of_scope: dict[tuple[int, int], int] = {}
+        for i in range(count):  # equal ones of equal value are no representatives: take another content
+            if of_scope.setdefault((content[i], int(across[i])), i) != i:
+                content[i] = 100 + i
+        first: dict[int, int] = {}
+        leader = np.array([first.setdefault(each, i) for i, each in enumerate(content)], np.uint32)
+
+    def allowed(better: int, worse: int) -> bool:
+        return worse >= fixed and (across is None or bool(across[better] != across[worse]))
+
+    def equal(better: int, worse: int) -> bool:
+        return content is not None and content[better] == content[worse]
+
+    keys = [np.array([draw.randrange(variety) for _ in range(count)], np.uint64) for variety in (4, 30)]
+    documents = np.arange(count, dtype=np.uint32)
+    bands = [sort_band(band, documents) for band in keys]
+    candidates = set(all_pairs(keys, window, allowed))
+    candidates |= {(a, b) for b in range(fixed, count) for a in range(b) if equal(a, b)}
+    store = _cpu.SetStore(count=count, memory_bytes=PLENTY, directory="/")
+    hashes = np.array([value for members in sets for value in members], np.uint32)
+    offsets = np.cumsum([0, *map(len, sets)]).astype(np.int64)
+    store.add(documents, documents, hashes, offsets, workers=1)
+
+    def jaccard(a: int, b: int) -> tuple[int, int]:
+        return (1, 1) if equal(a, b) else (len(sets[a] & sets[b]), len(sets[a] | sets[b]))
+
+    buckets = buckets_of(bands, count, window=window, across=across, fixed=fixed)
+    prior = None
+    for ppm in (500_000, 800_000):
+        decision = _cpu.verify(
+            buckets, components=components, threshold_ppm=ppm, sets=store, lanes=None, documents=documents,
+            leader=leader, prior=prior, workers=2,
+        )  # fmt: skip
+        similar = {pair for pair in candidates if jaccard(*pair)[0] * 10**6 >= ppm * jaccard(*pair)[1]}
+        expected = keepers_by_definition(similar, count, fixed, components)
+        keeper, part, whole = (values.tolist() for values in decision.arrays())
+        assert keeper == expected
+        for document in range(count):
+            pair = (keeper[document], document)
+            measured = jaccard(*pair) if pair in candidates else (0, 0)
+            assert (part[document], whole[document]) == measured
+        if not components:
+            assert all(document >= fixed or keeper[document] == _cpu.NONE for document in range(count))
+            needed = set(_cpu.undecided_documents(buckets, decision).tolist())
+            assert needed <= set(buckets.shared().tolist())
+            prior = decision

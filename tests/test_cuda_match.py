@@ -47,16 +47,23 @@ def buckets_of(
 
 
 def joined(
-    device: EmulatedDevice, stream: EmulatedStream, bands: list[Band], count: int, *, window: int, **scope: Any
+    device: EmulatedDevice,
+    stream: EmulatedStream,
+    bands: list[Band],
+    count: int,
+    *,
+    window: int,
+    fixed: int = 0,
+    **scope: Any,
 ) -> DeviceBuckets:
     scopes, across = scope.get("scopes"), scope.get("across")
 
     def host() -> _cpu.Buckets:
         pairs = [(band.members, band.lengths) for band in bands]
-        limits = {"scopes": scopes, "across": across, "window": window}
+        limits = {"scopes": scopes, "across": across, "window": window, "fixed": fixed}
         return _cpu.Buckets(pairs, count=count, **limits, memory_bytes=1 << 20, directory="/", workers=1)
 
-    return DeviceBuckets(device, stream, bands, count, scopes, across, window=window, host=host)
+    return DeviceBuckets(device, stream, bands, count, scopes, across, window=window, fixed=fixed, host=host)
 
 
 def reference_pairs(keys: Iterable[list[int]], window: int, allowed: Any) -> set[tuple[int, int]]:
@@ -91,6 +98,8 @@ def test_candidates_are_those_of_the_window_rule(order: Any, count: int, variety
         ({}, lambda a, b: True),
         ({"scopes": scopes}, lambda a, b: scopes[a] == scopes[b]),
         ({"scopes": scopes, "across": across}, lambda a, b: scopes[a] == scopes[b] and across[a] != across[b]),
+        ({"fixed": count // 2}, lambda a, b: b >= count // 2),
+        ({"fixed": count}, lambda a, b: False),
     ):
         buckets = buckets_of(device, stream, keys, documents, window=window, **limits)
         expected = reference_pairs(ranked, window, allowed)
@@ -104,9 +113,10 @@ def test_candidates_are_those_of_the_window_rule(order: Any, count: int, variety
         assert buckets.longest == max(sizes, default=0)
         assert buckets.bounded_buckets == len(bounded)
         assert buckets.bounded_documents == len({d for m in bounded for d in m})
-        assert buckets.shared().tolist() == sorted(
-            {d for b in ranked for m in bucket_lists(b) if len(m) > 1 for d in m}
-        )
+        own = range(limits.get("fixed", 0), count)  # type: ignore[arg-type]
+        shared = {d for b in ranked for m in bucket_lists(b) if len(m) > 1 and m[-1] in own for d in m}
+        assert buckets.shared().tolist() == sorted(shared)
+        assert buckets.on_host().shared().tolist() == sorted(shared)
     device.check()
 
 
@@ -199,14 +209,14 @@ def store_of(device: EmulatedDevice, stream: EmulatedStream, sets: list[set[int]
 
 
 def expected_decision(
-    candidates: set[tuple[int, int]], count: int, similarity: Any, ppm: int
+    candidates: set[tuple[int, int]], count: int, similarity: Any, ppm: int, fixed: int = 0
 ) -> tuple[list[int], list[int], list[int]]:
-    """By the words of docs/spec.md, sections 9 and 11; keepers, parts and wholes."""
+    """By the words of docs/spec.md, sections 9, 11 and 12; keepers, parts and wholes."""
     by_worse: dict[int, list[int]] = {}
     for better, worse in candidates:
         by_worse.setdefault(worse, []).append(better)
     keepers, parts, wholes = [NONE] * count, [0] * count, [0] * count
-    for document in range(count):
+    for document in range(fixed, count):
         for better in sorted(by_worse.get(document, [])):
             if keepers[better] != NONE:
                 continue
@@ -222,9 +232,12 @@ def jaccard(left: set[int], right: set[int]) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize(("count", "variety", "largest"), [(1, 1, 40), (60, 1, 200), (200, 30, 100)])
+@pytest.mark.parametrize(
+    ("count", "variety", "largest", "fixed"),
+    [(1, 1, 40, 0), (60, 1, 200, 0), (200, 30, 100, 0), (1, 1, 40, 1), (60, 1, 100, 25), (200, 30, 100, 90)],
+)
 def test_removals_by_sets(
-    order: Any, count: int, variety: int, largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: Any, count: int, variety: int, largest: int, fixed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "FIRST_BLOCK", 8)
     monkeypatch.setattr(rounds, "LARGEST_BLOCK", 50)
@@ -233,12 +246,12 @@ def test_removals_by_sets(
     sets = families(count, count, largest)
     device = EmulatedDevice(order=order, timing="random", seed=count)
     stream = device.stream()
-    buckets = buckets_of(device, stream, keys, documents, window=4)
+    buckets = buckets_of(device, stream, keys, documents, window=4, fixed=fixed)
     store = store_of(device, stream, sets, tmp_path)
     candidates = reference_pairs(keys.tolist(), 4, lambda a, b: True)
     for ppm in (500_000, 800_000):
         decision = Keepers(device, stream, buckets, CompareSets(store, ppm), None).run()
-        expected = expected_decision(candidates, count, lambda a, b: jaccard(sets[a], sets[b]), ppm)
+        expected = expected_decision(candidates, count, lambda a, b: jaccard(sets[a], sets[b]), ppm, fixed)
         assert [array.tolist() for array in decision.arrays()] == list(expected)
     device.check()
     host = store.on_host()
@@ -332,7 +345,8 @@ def test_removals_by_lanes_and_unverified(order: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_documents_of_equal_content_across(order: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fixed", [0, 20])
+def test_documents_of_equal_content_across(order: Any, fixed: int, tmp_path: Path) -> None:
     """The reference's rule for `across` against the chain of equals that the device walks."""
     draw = random.Random(3)
     count = 150
@@ -352,10 +366,11 @@ def test_documents_of_equal_content_across(order: Any, tmp_path: Path) -> None:
     def similarity(better: int, worse: int) -> tuple[int, int]:
         return (1, 1) if content[better] == content[worse] else jaccard(sets[content[better]], sets[content[worse]])
 
-    expected = expected_decision(candidates, len(content), similarity, 800_000)
+    expected = expected_decision(candidates, len(content), similarity, 800_000, fixed)
     device = EmulatedDevice(order=order, timing="random")
     stream = device.stream()
-    buckets = buckets_of(device, stream, keys, np.arange(len(content), dtype=np.uint32), across=across)
+    documents = np.arange(len(content), dtype=np.uint32)
+    buckets = buckets_of(device, stream, keys, documents, across=across, fixed=fixed)
     store = store_of(device, stream, [sets[c] for c in content], tmp_path)
     decision = Keepers(device, stream, buckets, CompareSets(store, 800_000), leader).run()
     assert [array.tolist() for array in decision.arrays()] == list(expected)

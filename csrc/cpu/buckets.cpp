@@ -43,7 +43,7 @@ EqualKeys sort_band(Context& context, const uint64_t* keys, const uint32_t* docu
 
 Buckets::Buckets(Context& context, const std::vector<Band>& bands, const Ranked& ranked, uint64_t window,
                  Scratch scratch)
-    : window_(window), scratch_(std::move(scratch)) {
+    : fixed_(ranked.fixed), window_(window), scratch_(std::move(scratch)) {
   if (ranked.scopes) scopes_.assign(ranked.scopes, ranked.scopes + ranked.count);
   if (ranked.across) across_.assign(ranked.across, ranked.across + ranked.count);
   size_t member_count = 0, bucket_count = 0;
@@ -56,41 +56,48 @@ Buckets::Buckets(Context& context, const std::vector<Band>& bands, const Ranked&
   slots_ = ScratchArray<Slot>(scratch_, member_count);
 
   // What is checked and used is a copy: bands may lie in files, and those may change at any time.
-  std::vector<uint32_t> lengths(bucket_count);
-  uint32_t *members = members_.data(), *band_lengths = lengths.data();
-  for (const Band& band : bands) {
-    std::copy_n(band.members, band.member_count, members);
-    std::copy_n(band.lengths, band.bucket_count, band_lengths);
-    check_band({members, band.member_count, band_lengths, band.bucket_count}, ranked.count);
-    for (size_t i = 0; i < band.member_count; ++i) ++first_slot_[members[i] + 1];
-    members += band.member_count;
-    band_lengths += band.bucket_count;
-    context.check();
-  }
-  // first_slot_[document + 1] is where the document's slots begin, then moves on with each, to where they end.
-  uint64_t sum = 0;
-  for (size_t i = 1; i <= ranked.count; ++i) sum += std::exchange(first_slot_[i], sum);
-  context.check();
-
+  std::vector<uint32_t> lengths;
+  lengths.reserve(bucket_count);
   std::vector<bool> bounded(ranked.count);
-  uint64_t first = 0;
-  for (uint32_t length : lengths) {
-    bool is_bounded = length > 2 * window_ + 1;
-    bounded_buckets_ += is_bounded;
-    longest_ = std::max<uint64_t>(longest_, length);
-    for (uint32_t position = 0; position < length; ++position) {
-      uint32_t member = members_[first + position];
-      slots_[first_slot_[member + 1]++] = {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), position};
-      if (is_bounded) bounded[member] = true;
+  uint32_t* to = members_.data();
+  for (const Band& band : bands) {
+    std::vector<uint32_t> band_lengths(band.lengths, band.lengths + band.bucket_count);
+    const uint32_t* from = std::copy_n(band.members, band.member_count, to) - band.member_count;
+    check_band({from, band.member_count, band_lengths.data(), band.bucket_count}, ranked.count);
+    for (uint32_t length : band_lengths) {
+      const uint32_t* end = from + length;
+      longest_ = std::max<uint64_t>(longest_, length);
+      if (length > 2 * window_ + 1) {
+        ++bounded_buckets_;
+        for (const uint32_t* member = from; member < end; ++member) bounded[*member] = true;
+      }
+      if (end[-1] >= fixed_) {  // else all are: no candidates
+        lengths.push_back(length);
+        for (; from < end; ++from) ++first_slot_[(*to++ = *from) + 1];
+      }
+      from = end;
     }
-    first += length;
-    if (first % 1024 < length) context.check();
+    context.check();
   }
   bounded_documents_ = static_cast<uint64_t>(std::count(bounded.begin(), bounded.end(), true));
   longest_ = std::max<uint64_t>(longest_, ranked.count > 0);  // documents without company have a bucket each
+
+  // first_slot_[document + 1] is where the document's slots begin, then moves on with each, to where they end.
+  uint64_t sum = 0;
+  for (size_t i = 1; i <= ranked.count; ++i) sum += std::exchange(first_slot_[i], sum);
+  uint64_t first = 0;
+  for (uint32_t length : lengths) {
+    for (uint32_t position = 0; position < length; ++position) {
+      uint64_t& slot = first_slot_[members_[first + position] + 1];
+      slots_[slot++] = {static_cast<uint32_t>(first), static_cast<uint32_t>(first >> 32), position};
+    }
+    first += length;
+    if (first % 1024 < length) context.check();  // now and then
+  }
 }
 
 uint64_t Buckets::candidate_bound(uint32_t document) const {
+  if (document < fixed_) return 0;
   uint64_t sum = 0;
   for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) sum += window_size(slots_[i].position);
   return std::min<uint64_t>(sum, document);

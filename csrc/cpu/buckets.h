@@ -14,6 +14,7 @@ namespace gpudedup {
 /// document is its place in this order.
 struct Ranked {
   size_t count;
+  size_t fixed;           // as many of them, the first, are of earlier runs: they stay, and have no candidates
   const int32_t* scopes;  // [count], the values of `within`, or null
   const int32_t* across;  // [count], or null: no `across`
 };
@@ -39,12 +40,13 @@ class Buckets {
   /// as check_band, and std::system_error without room.
   Buckets(Context& context, const std::vector<Band>& bands, const Ranked& ranked, uint64_t window, Scratch scratch);
 
+  size_t fixed() const { return fixed_; }
   size_t count() const { return first_slot_.size() - 1; }
   uint64_t bounded_buckets() const { return bounded_buckets_; }
   uint64_t bounded_documents() const { return bounded_documents_; }
   uint64_t longest() const { return longest_; }
 
-  /// Whether the document shares a bucket with another.
+  /// Whether the document shares a bucket with another, of which one at least is not of an earlier run.
   bool shared(uint32_t document) const { return first_slot_[document + 1] > first_slot_[document]; }
 
   /// At most this many candidates has the document; O(bands).
@@ -56,6 +58,7 @@ class Buckets {
   /// Its candidates of better rank, ascending, each once, for which accept(candidate) holds.
   template <class Accept>
   void candidates(uint32_t document, std::vector<uint32_t>& out, Accept&& accept) const {
+    if (document < fixed_) return;
     size_t before = out.size();
     for (uint64_t i = first_slot_[document]; i < first_slot_[document + 1]; ++i) {
       const uint32_t* bucket = members_.data() + slots_[i].first();
@@ -69,7 +72,7 @@ class Buckets {
     out.erase(std::unique(out.begin() + before, out.end()), out.end());
   }
 
-  size_t member_count() const { return members_.size(); }
+  size_t member_count() const { return first_slot_[count()]; }
 
   /// Its candidates in [low, high), ascending, each once, without those that removed(candidate) holds for. Once removed
   /// is always removed: `skips` [member_count, zeros at first] remembers runs of them, so that a long bucket of copies
@@ -137,9 +140,10 @@ class Buckets {
            (across_.empty() || across_[better] != across_[worse]);
   }
 
+  size_t fixed_;
   uint64_t window_;
   Scratch scratch_;
-  ScratchArray<uint32_t> members_;     // of all buckets of two and more, bucket after bucket, by rank
+  ScratchArray<uint32_t> members_;     // of all buckets that hold candidates, bucket after bucket, by rank
   ScratchArray<uint64_t> first_slot_;  // [count + 1]: into slots_
   ScratchArray<Slot> slots_;           // of each document, band by band
   std::vector<int32_t> scopes_, across_;

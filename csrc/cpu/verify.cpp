@@ -14,12 +14,14 @@ constexpr uint32_t FIRST_BLOCK_DOCUMENTS = 1u << 10, BLOCK_DOCUMENTS = 1u << 18;
 constexpr size_t PIECE = 256;  // documents a task
 constexpr size_t BRIEF = 64;   // fewer documents are not worth a thread
 
-/// Blocks of consecutive documents with a bounded number of candidates: calls body(first, last).
+/// Blocks of consecutive documents, but those of earlier runs, with a bounded number of candidates: calls
+/// body(first, last).
 template <class Body>
 void each_block(const Buckets& buckets, Body&& body) {
   uint32_t count = static_cast<uint32_t>(buckets.count());
   uint32_t documents = FIRST_BLOCK_DOCUMENTS;
-  for (uint32_t first = 0, last; first < count; first = last, documents = std::min(2 * documents, BLOCK_DOCUMENTS)) {
+  for (uint32_t first = static_cast<uint32_t>(buckets.fixed()), last; first < count;
+       first = last, documents = std::min(2 * documents, BLOCK_DOCUMENTS)) {
     uint64_t candidates = 0;
     for (last = first; last < count && last - first < documents; ++last) {
       candidates += buckets.candidate_bound(last);
@@ -79,6 +81,7 @@ class Keepers {
         skips_(scratch_, buckets.member_count()) {
     out_.keeper.assign(buckets.count(), NONE);
     out_.similarity.resize(buckets.count());
+    std::fill_n(state_.begin(), buckets.fixed(), KEPT);
     if (equal.leader) link_equal(equal.leader);
   }
 
@@ -103,6 +106,8 @@ class Keepers {
       last[leader[i]] = i;
     }
     kept_equal_.assign(buckets_.count(), NONE);
+    for (uint32_t i = 0; i < buckets_.fixed(); ++i)
+      if (leader[i] != i) kept_equal_[i] = leader[i];
   }
 
   bool similar(uint32_t better, uint32_t worse, Similarity* similarity, uint64_t& compared) const {
@@ -121,11 +126,12 @@ class Keepers {
   /// Takes the document as far as decided ones allow. Returns NONE if it is decided now, else the one it waits for.
   uint32_t advance(uint32_t document, Block::Rest& rest, uint64_t& compared) {
     if (state(document) == REMOVED) return NONE;  // by a candidate from before the block
-    uint32_t equal = NONE;  // a kept document of equal content: at most one is, it removes all after it
+    uint32_t equal = NONE;  // the first kept document of equal content: it removes all after it but those that stay
     if (!previous_equal_.empty() && previous_equal_[document] != NONE) {
       uint32_t previous = previous_equal_[document];
       if (state(previous) == OPEN) return previous;
-      equal = state(previous) == KEPT ? previous : kept_equal_[previous];
+      equal = kept_equal_[previous];
+      if (equal == NONE && state(previous) == KEPT) equal = previous;
       kept_equal_[document] = equal;
     }
     for (; rest.at < rest.end && *rest.at < equal; ++rest.at) {
@@ -271,13 +277,17 @@ Decision verify_keepers(Context& context, const Buckets& buckets, const Comparis
 
 Decision verify_components(Context& context, const Buckets& buckets, const Comparison& compare,
                            const EqualContent& equal) {
-  uint32_t count = static_cast<uint32_t>(buckets.count());
+  uint32_t count = static_cast<uint32_t>(buckets.count()), fixed = static_cast<uint32_t>(buckets.fixed());
   Components components(count);
   Decision out;
   out.keeper.assign(count, NONE);
   out.similarity.resize(count);
-  if (equal.leader)
-    for (uint32_t i = 0; i < count; ++i) components.join(i, equal.leader[i]);
+  if (equal.leader) {
+    std::vector<bool> joins(count);  // by leader: whether any of its content is not of an earlier run
+    for (uint32_t i = fixed; i < count; ++i) joins[equal.leader[i]] = true;
+    for (uint32_t i = 0; i < count; ++i)
+      if (joins[equal.leader[i]]) components.join(i, equal.leader[i]);
+  }
 
   each_block(buckets, [&](uint32_t first, uint32_t last) {
     Block block(context, first, last, [&](uint32_t document, std::vector<uint32_t>& list) {
@@ -314,7 +324,7 @@ Decision verify_components(Context& context, const Buckets& buckets, const Compa
   });
 
   std::vector<uint32_t> candidates;
-  for (uint32_t i = 0; i < count; ++i) {
+  for (uint32_t i = fixed; i < count; ++i) {
     uint32_t root = components.root(i);
     if (root == i) continue;
     context.check();

@@ -44,13 +44,15 @@ struct EqualContent {
   const uint32_t* leader = nullptr;
 };
 
-/// Removes each document that is similar to a kept candidate of better rank; its keeper is the best-ranked such.
+/// Removes each document that is similar to a kept candidate of better rank; its keeper is the best-ranked such. Those
+/// of earlier runs stay.
 /// A pair is compared only if its better document is kept and no better-ranked keeper was found: what is compared does
 /// not depend on the number of workers. With `prior`, pairs whose outcome it tells are not compared again.
 Decision verify_keepers(Context& context, const Buckets& buckets, const Comparison& compare, const EqualContent& equal,
                         const Decision* prior);
 
-/// Transitive closure of all similar candidate pairs; the best-ranked document of each component keeps the others.
+/// Transitive closure of all similar candidate pairs; the best-ranked document of each component keeps the others but
+/// those of earlier runs, which stay.
 Decision verify_components(Context& context, const Buckets& buckets, const Comparison& compare,
                            const EqualContent& equal);
 

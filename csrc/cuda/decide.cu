@@ -85,7 +85,7 @@ struct Candidates {
 struct Equals {
   uint32_t has;
   const uint32_t* previous;  // the one before it, or NONE
-  uint32_t* kept;            // the kept one before it, or NONE; good once the document is decided
+  uint32_t* kept;            // the first kept one before it, or NONE; good once the document is decided
 };
 
 struct Decision {
@@ -126,7 +126,7 @@ __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_
   uint64_t at = candidates.cursor[slot];
   const uint64_t end = candidates.begins[slot + 1];
   uint32_t request = requests[slot];
-  uint32_t equal = NONE;  // a kept document of equal content: at most one is, it removes all after it
+  uint32_t equal = NONE;  // the first kept document of equal content: it removes all after it but those that stay
   bool decided = false, blocked = false;
 
   // Lane 0 reads what others may be writing, so that a warp is of one mind.
@@ -138,7 +138,7 @@ __device__ __forceinline__ void advance(const uint32_t* active, uint32_t active_
     } else {
       __threadfence();
       const uint32_t kept = writer ? *static_cast<const volatile uint32_t*>(equals.kept + previous) : 0;
-      equal = __shfl_sync(WHOLE_WARP, state == KEPT ? previous : kept, 0);
+      equal = __shfl_sync(WHOLE_WARP, kept == NONE && state == KEPT ? previous : kept, 0);
       if (writer) *static_cast<volatile uint32_t*>(equals.kept + document) = equal;
     }
   }

@@ -214,15 +214,17 @@ Band view_band(const Array<uint32_t>& members, const Array<uint32_t>& lengths) {
 }
 
 std::unique_ptr<Buckets> make_buckets(const std::vector<std::pair<Array<uint32_t>, Array<uint32_t>>>& members_lengths,
-                                      size_t count, Maybe<int32_t> scopes, Maybe<int32_t> across, uint64_t window,
-                                      uint64_t memory_bytes, const std::string& directory, unsigned workers) {
+                                      size_t count, size_t fixed, Maybe<int32_t> scopes, Maybe<int32_t> across,
+                                      uint64_t window, uint64_t memory_bytes, const std::string& directory,
+                                      unsigned workers) {
   require(window >= 1, "window must be at least 1");
   require(count < NONE, "count must be below 2^32 - 1");
   require_size(scopes, count, "scopes must have one value a document");
   require_size(across, count, "across must have one value a document");
   std::vector<Band> bands;
   for (const auto& [members, lengths] : members_lengths) bands.push_back(view_band(members, lengths));
-  Ranked ranked{count, data_or_null(scopes), data_or_null(across)};
+  require(fixed <= count, "fixed must be at most count");
+  Ranked ranked{count, fixed, data_or_null(scopes), data_or_null(across)};
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
   return std::make_unique<Buckets>(context, bands, ranked, window, Scratch(memory_bytes, directory));
@@ -377,7 +379,7 @@ PYBIND11_MODULE(_cpu, m) {
       "members"_a.noconvert(), "lengths"_a.noconvert(), "count"_a,
       "Raise ValueError unless members and lengths are those of buckets of two and more of `count` documents.");
   py::class_<Buckets>(m, "Buckets")
-      .def(py::init(&make_buckets), "bands"_a.noconvert(), py::kw_only(), "count"_a, "scopes"_a = py::none(),
+      .def(py::init(&make_buckets), "bands"_a.noconvert(), py::kw_only(), "count"_a, "fixed"_a = 0, "scopes"_a = py::none(),
            "across"_a = py::none(), "window"_a, "memory_bytes"_a, "directory"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)

@@ -77,7 +77,7 @@ class Buckets(Protocol):
     def longest(self) -> int: ...
 
     def shared(self) -> U32:
-        """The documents that share a bucket with another."""
+        """The documents that share a bucket with another, not counting buckets of documents of earlier runs alone."""
 
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
@@ -171,11 +171,13 @@ class Backend(Protocol):
         scopes: I32 | None,
         across: I32 | None,
         *,
+        fixed: int = 0,
         memory_bytes: int,
         directory: str,
     ) -> Buckets:
         """The buckets of all bands, of ``count`` documents by rank; scopes and across int32[count] by rank too.
 
+        The first ``fixed`` documents are of earlier runs: they are kept, and not compared with each other.
         Takes 20 bytes a member and 8 a document, in memory up to ``memory_bytes``, then in ``directory``. Raises
         ValueError if a band cannot be one of ``count`` documents, and OSError without room.
         """

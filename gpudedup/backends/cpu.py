@@ -94,12 +94,14 @@ class CpuBackend:
         scopes: I32 | None,
         across: I32 | None,
         *,
+        fixed: int = 0,
         memory_bytes: int,
         directory: str,
     ) -> _cpu.Buckets:
         return _cpu.Buckets(
             [(band.members, band.lengths) for band in bands],
             count=count,
+            fixed=fixed,
             scopes=scopes,
             across=across,
             window=self._params.bucket_window,

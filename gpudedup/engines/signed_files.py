@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from gpudedup import _cpu
 from gpudedup.backends import Backend
 from gpudedup.backends.base import I64, U64, LaneGroups
 from gpudedup.errors import ArtefactError, InputError
@@ -40,19 +39,12 @@ class SignedFiles:
 class StoredSignatures:
     """Signatures in files, memory-mapped: what match and verify read of them."""
 
-    def __init__(self, backend: Backend, params: Params, lanes: list[LaneGroups]) -> None:
-        self._backend, self._params, self.lanes = backend, params, lanes
+    def __init__(self, backend: Backend, lanes: list[LaneGroups]) -> None:
+        self._backend, self.lanes = backend, lanes
 
     def keys(self, band: int, scope_keys: U64 | None) -> U64:
         """uint64[documents]: the keys of one band."""
-        bands, rows = self._params.banding
-        found, first = [np.zeros(0, np.uint64)], 0
-        for groups in self.lanes:
-            lanes = np.concatenate(groups, axis=1)
-            keys = None if scope_keys is None else scope_keys[first : first + len(lanes)]
-            found.append(_cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=keys)[band])
-            first += len(lanes)
-        return np.concatenate(found)
+        return self._backend.band_keys(self.lanes, band, scope_keys)
 
     def forget_keys(self) -> None:
         """None are held."""
@@ -91,7 +83,7 @@ def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> S
     content = [files.content_of(batch) for batch in batches]
     return Signed(
         shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
-        signatures=StoredSignatures(backend, stored.params, lanes),
+        signatures=StoredSignatures(backend, lanes),
         content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
         unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
         damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),

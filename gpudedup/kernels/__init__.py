@@ -20,7 +20,7 @@ BODIES: dict[str, Callable[..., None]] = {
         buckets.place_members,
         buckets.place_slots,
         buckets.mark_bounded,
-        buckets.mark_members,
+        buckets.mark_shared_members,
         buckets.copy_values,
         buckets.count_up,
         candidates.count_window,

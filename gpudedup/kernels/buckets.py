@@ -71,9 +71,11 @@ def mark_bounded(slot: int, members: Any, bucket_of: Any, first_slot: Any, most:
         bounded[np.int64(members[slot])] = 1
 
 
-def mark_members(slot: int, members: Any, marks: Any) -> None:
-    """marks[document] = 1 for every member of a bucket."""
-    marks[np.int64(members[slot])] = 1
+def mark_shared_members(slot: int, members: Any, bucket_of: Any, first_slot: Any, fixed: Any, marks: Any) -> None:
+    """marks[document] = 1 for members of buckets that hold a document from ``fixed`` on."""
+    last = np.int64(first_slot[np.int64(bucket_of[slot]) + 1]) - 1  # members ascend
+    if np.int64(members[last]) >= np.int64(fixed):
+        marks[np.int64(members[slot])] = 1
 
 
 def copy_values(i: int, source: Any, target: Any) -> None:

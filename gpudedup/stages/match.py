@@ -106,15 +106,7 @@ def group(signed: Signed, params: Params, backend: Backend, known: tuple[U32, U3
 def sort_band(signed: Signed, grouped: Grouped, band: int, backend: Backend, *, memory_bytes: int) -> Band:
     """The buckets of one band."""
     keys = signed.signatures.keys(band, grouped.scope_keys)
-    found = backend.band(keys, grouped.representatives, memory_bytes=memory_bytes)
-    return found if grouped.fixed == 0 else _with_own(found, grouped.fixed)
-
-
-def _with_own(band: Band, fixed: int) -> Band:
-    """The buckets that hold a document of this input: others have no candidates, and their text need not be read."""
-    ends = np.cumsum(band.lengths, dtype=np.int64)
-    own = band.members[ends - 1] >= fixed  # members ascend
-    return Band(band.members[np.repeat(own, band.lengths)], band.lengths[own])
+    return backend.band(keys, grouped.representatives, memory_bytes=memory_bytes)
 
 
 def make_buckets(grouped: Grouped, bands: Sequence[Band], backend: Backend, *, memory_bytes: int, tmp: str) -> Matched:
@@ -125,6 +117,7 @@ def make_buckets(grouped: Grouped, bands: Sequence[Band], backend: Backend, *, m
             len(grouped.representatives),
             grouped.within,
             grouped.across,
+            fixed=grouped.fixed,
             memory_bytes=memory_bytes,
             directory=tmp,
         )

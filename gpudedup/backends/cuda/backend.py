@@ -109,14 +109,23 @@ class CudaBackend:
         scopes: I32 | None,
         across: I32 | None,
         *,
+        fixed: int = 0,
         memory_bytes: int,
         directory: str,
     ) -> Buckets:
-        host = partial(self._host.buckets, bands, count, scopes, across, memory_bytes=memory_bytes, directory=directory)
+        host = partial(
+            self._host.buckets,
+            *(bands, count, scopes, across),
+            fixed=fixed,
+            memory_bytes=memory_bytes,
+            directory=directory,
+        )
+        device, stream, window = self._device, self._stream, self._params.bucket_window
         try:
-            with self._device.range("match"):
-                window = self._params.bucket_window
-                return DeviceBuckets(self._device, self._stream, bands, count, scopes, across, window=window, host=host)
+            with device.range("match"):
+                return DeviceBuckets(
+                    device, stream, bands, count, scopes, across, fixed=fixed, window=window, host=host
+                )
         except DeviceMemoryError:
             return host()
 

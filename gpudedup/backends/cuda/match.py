@@ -50,8 +50,8 @@ def sort_band(device: Device, stream: Stream, keys: U64, documents: U32) -> Band
 class DeviceBuckets:
     """The buckets of all bands: 4 bytes a document and band, and 8 to 12 for each member of a band.
 
-    host: makes the same buckets for the CPU. Raises ValueError if a band cannot be one of ``count`` documents, and
-    DeviceMemoryError without room.
+    fixed: as many documents, the first, are of earlier runs: they are kept and have no candidates. host: makes the same
+    buckets for the CPU. Raises ValueError if a band cannot be one of ``count`` documents, and DeviceMemoryError.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class DeviceBuckets:
         scopes: I32 | None,
         across: I32 | None,
         *,
+        fixed: int = 0,
         window: int,
         host: Callable[[], _cpu.Buckets],
     ) -> None:
-        self.count, self.on_host = count, host
+        self.count, self.fixed, self.on_host = count, fixed, host
         self._bands = len(bands)
         self._device, self._stream, self._window = device, stream, window
         self._scopes, self._across = self._column(scopes), self._column(across)
@@ -76,17 +77,15 @@ class DeviceBuckets:
         self._base, self._bucket_base = self._kept(slots), self._kept(buckets)
         self._members, self._bucket_of = (device.alloc(int(slots[-1]), np.uint32) for _ in range(2))
         self._first_slot = device.alloc(int(buckets[-1]), np.uint32)
-        bounded = filled(device, count, np.uint32, 0, stream)
+        bounded, marks = (filled(device, count, np.uint32, 0, stream) for _ in range(2))
         self.bounded_buckets, self.longest = 0, min(count, 1)  # documents without company have a bucket each
         for number, band in enumerate(bands):
-            self._take(number, band, int(slots[number]), int(buckets[number]), bounded)
+            self._take(number, band, int(slots[number]), int(buckets[number]), bounded, marks)
         self.bounded_documents = _scanned(device, bounded, stream)[1] if self.bounded_buckets else 0
-        marks = filled(device, count, np.uint32, 0, stream)
-        device.for_each("mark_members", self._members.size, [self._members, marks], stream)
         self._shared = np.flatnonzero(fetched(device, marks, stream)).astype(np.uint32)
 
     def shared(self) -> U32:
-        """The documents that share a bucket with another."""
+        """The documents that share a bucket with another, not counting buckets of documents of earlier runs alone."""
         return self._shared
 
     @property
@@ -97,7 +96,7 @@ class DeviceBuckets:
     def candidates(self, first: int, last: int) -> tuple[U32, U32]:
         """(better, worse): all candidate pairs whose worse document is in [first, last)."""
         betters, worses = [np.zeros(0, np.uint32)], [np.zeros(0, np.uint32)]
-        low, size = first, min(self.largest_block, LISTED_BLOCK)
+        low, size = max(first, self.fixed), min(self.largest_block, LISTED_BLOCK)
         while low < last:
             high = min(low + size, last)
             try:
@@ -151,9 +150,11 @@ class DeviceBuckets:
         device.for_each("find_begins", block + 1, [np.uint32(low), pairs, before, begins], stream)
         return Candidates(begins, better, count)
 
-    def _take(self, number: int, band: Band, base: int, bucket_base: int, bounded: DeviceArray) -> None:
+    def _take(
+        self, number: int, band: Band, base: int, bucket_base: int, bounded: DeviceArray, marks: DeviceArray
+    ) -> None:
         """Checks one band and brings it to its place on the device."""
-        device, stream = self._device, self._stream
+        device, stream, most = self._device, self._stream, 2 * self._window + 1
         members, lengths = band.members.copy(), band.lengths.copy()  # what is checked: a file may change at any time
         _cpu.check_band(members, lengths, self.count)
         first = np.zeros(len(lengths) + 1, np.uint32)
@@ -164,12 +165,13 @@ class DeviceBuckets:
         device.upload(members, placed, stream)
         device.upload(first, first_slot, stream)
         device.for_each("place_slots", len(members), [placed, first_slot, bucket_of, slots], stream)
-        most = 2 * self._window + 1
+        longest = int(lengths.max(initial=0))
+        self.longest = max(self.longest, longest)
         self.bounded_buckets += int((lengths > most).sum())
-        self.longest = max(self.longest, int(lengths.max(initial=0)))
-        if lengths.max(initial=0) > most:
-            args: list[DeviceArray | Scalar] = [placed, bucket_of, first_slot, np.uint32(most), bounded]
-            device.for_each("mark_bounded", len(members), args, stream)
+        where = [placed, bucket_of, first_slot]
+        if longest > most:
+            device.for_each("mark_bounded", len(members), [*where, np.uint32(most), bounded], stream)
+        device.for_each("mark_shared_members", len(members), [*where, np.uint32(self.fixed), marks], stream)
         stream.synchronize()  # before the copies are given back
 
     def _column(self, values: I32 | None) -> DeviceArray:

@@ -23,6 +23,10 @@ MEASURE_BLOCKS = 512
 """Blocks of threads that compare the pairs of large sets: a few for each multiprocessor of any device."""
 
 
+KEPT = 1
+"""A state of a document, as in csrc/cuda/decide.cu."""
+
+
 class Compare(Protocol):
     """How pairs are compared: a kernel, and its arguments for it."""
 
@@ -98,10 +102,14 @@ class Keepers:
         self._has_equals = np.uint32(leader is not None)
         previous = np.full(count, NO_KEEPER, np.uint32) if leader is None else previous_of_equal(leader)
         self._previous_equal = sent(device, previous, stream)
+        fixed = np.full(buckets.fixed, KEPT, np.uint32)
+        device.upload(fixed, self._state, stream)
+        equal = kept_equal_of(leader[: buckets.fixed]) if leader is not None else fixed[:0]
+        device.upload(equal, self._kept_equal, stream)
         stream.synchronize()
 
     def run(self) -> DeviceDecision:
-        low, size, most = 0, FIRST_BLOCK, min(LARGEST_BLOCK, self._buckets.largest_block)
+        low, size, most = self._buckets.fixed, FIRST_BLOCK, min(LARGEST_BLOCK, self._buckets.largest_block)
         while low < self._buckets.count:
             size = min(size, most)
             high = min(low + size, self._buckets.count)
@@ -182,3 +190,8 @@ def previous_of_equal(leader: U32) -> U32:
     previous = np.full(max(1, len(leader)), NO_KEEPER, np.uint32)
     previous[order[1:][same]] = order[:-1][same]
     return previous
+
+
+def kept_equal_of(leader: U32) -> U32:
+    """[fixed]: of each document of earlier runs, all of which are kept, the first of its content if that is another."""
+    return np.where(leader == np.arange(len(leader), dtype=np.uint32), np.uint32(NO_KEEPER), leader)
