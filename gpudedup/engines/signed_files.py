@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.backends import Backend
-from gpudedup.backends.base import I64, U64, LaneGroups
+from gpudedup.backends.base import I64, U32, U64, LaneGroups
 from gpudedup.errors import ArtefactError, InputError
 from gpudedup.params import Params
 from gpudedup.stages.sign import ShingleCache, Signed, check_count
@@ -45,6 +45,10 @@ class StoredSignatures:
     def keys(self, band: int, scope_keys: U64 | None) -> U64:
         """uint64[documents]: the keys of one band."""
         return self._backend.band_keys(self.lanes, band, scope_keys)
+
+    def lane_numbers(self, documents: U32) -> U32:
+        """The same: there are lanes of every document."""
+        return documents
 
     def forget_keys(self) -> None:
         """None are held."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import I64, U64, LaneGroups
+from gpudedup.backends.base import I64, U32, U64, LaneGroups
 from gpudedup.backends.columns import is_text, plain_column
 from gpudedup.errors import ParameterError
 from gpudedup.io.source import Source
 from gpudedup.params import Params
-from gpudedup.stages.sign import Signatures, Signed
+from gpudedup.stages.sign import Signatures, Signed, check_count
 
 Texts = Callable[[I64], AbstractContextManager[tuple[Source, I64, I64]]]
 """From input positions of a run to (source, where its shards begin, the same documents' positions there)."""
@@ -114,15 +114,14 @@ class JoinedSignatures:
         """By batch: of this input, then of all documents of each earlier run."""
         return [*self._own.lanes, *(lanes for run in self._earlier.runs for lanes in run.signed.signatures.lanes)]
 
-    def lane_numbers(self, documents: I64) -> I64:
-        """Where in ``lanes`` documents are."""
+    def lane_numbers(self, documents: U32) -> U32:
         bases = np.cumsum([self._rows, *(run.signed.rows for run in self._earlier.runs)])
+        check_count(int(bases[-1]))
         of_all = [
             np.arange(self._rows),
             *(base + run.kept for base, run in zip(bases, self._earlier.runs, strict=False)),
         ]
-        numbers: I64 = np.concatenate(of_all)[documents]
-        return numbers
+        return np.concatenate(of_all)[documents].astype(np.uint32)
 
     def forget_keys(self) -> None:
         """Of this input, if it holds them."""

@@ -55,7 +55,7 @@ class Matched:
         pairs = np.stack([better, worse], axis=1)
         if equal_content is not None:
             pairs = np.concatenate([pairs, _pairs_of_equal(equal_content)])
-            pairs = np.unique(pairs, axis=0)
+            pairs = np.unique(pairs[pairs[:, 1] >= self.grouped.fixed], axis=0)
         positions = representatives.astype(np.int64)
         return pa.table({"better": positions[pairs[:, 0]], "worse": positions[pairs[:, 1]]})
 

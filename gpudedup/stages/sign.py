@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.backends.base import I32, I64, U64, Backend, LaneGroups, Shingles, SignedBatch, ToSign
+from gpudedup.backends.base import I32, I64, U32, U64, Backend, LaneGroups, Shingles, SignedBatch, ToSign
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
@@ -74,6 +74,9 @@ class Signatures(Protocol):
     def lanes(self) -> Sequence[LaneGroups]:
         """By batch, where they are held: verify="signature" compares them."""
 
+    def lane_numbers(self, documents: U32) -> U32:
+        """Where in ``lanes`` documents are. Raises InputError for more than MAX_DOCUMENTS there."""
+
     def forget_keys(self) -> None:
         """Called when all bands are sorted."""
 
@@ -88,6 +91,9 @@ class HeldSignatures:
 
     def keys(self, band: int, scope_keys: U64 | None) -> U64:
         return np.concatenate([np.zeros(0, np.uint64), *(batch[band] for batch in self.band_keys)])
+
+    def lane_numbers(self, documents: U32) -> U32:
+        return documents
 
     def forget_keys(self) -> None:
         """The buckets hold what they said."""

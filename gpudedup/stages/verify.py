@@ -129,7 +129,7 @@ def verify(
     ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
     Raises OutputError when sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
     """
-    grouped = matched.grouped
+    grouped, signatures = matched.grouped, provider.signed.signatures
     if params.clustering == "components":
         known = None
     else:
@@ -146,8 +146,8 @@ def verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,
             sets=sets,
-            lanes=provider.signed.signatures.lanes if params.verify == "signature" else None,
-            documents=grouped.representatives,
+            lanes=signatures.lanes if params.verify == "signature" else None,
+            documents=signatures.lane_numbers(grouped.representatives),
             leader=grouped.equal_content,
             prior=known,
         )
