@@ -116,12 +116,15 @@ def test_any_memory_gives_the_decision_of_the_reference(
         assert little == much, folder
 
 
-def test_what_memory_does_not_hold_goes_to_tmp(signed: Path, tmp_path: Path) -> None:
+def test_what_memory_does_not_hold_goes_to_tmp(signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no such folder, only a run that needs none ends well."""
     nowhere = tmp_path / "nowhere"
     with pytest.raises(gpudedup.OutputError, match="no room for buckets"):
         continued(signed, tmp_path / "little", 1 << 20, nowhere)
     continued(signed, tmp_path / "much", 1 << 30, nowhere)
+    monkeypatch.setattr(Budget, "set_bytes", 1 << 20)
+    with pytest.raises(gpudedup.OutputError, match="no room for signatures"):
+        continued(signed, tmp_path / "sets", 1 << 30, nowhere)
 
 
 @pytest.mark.skipif(

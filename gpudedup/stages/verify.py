@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import I64, U32, Backend, Decision, SetStore
+from gpudedup.backends.base import I64, U32, Backend, Decision, LaneGroups, SetStore
 from gpudedup.errors import InputError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
@@ -18,7 +18,7 @@ from gpudedup.params import Params
 from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
-from gpudedup.stages.spill import spill_errors
+from gpudedup.stages.spill import room, spill_errors
 
 
 @dataclass
@@ -127,31 +127,57 @@ def verify(
     """Compare candidates, better rank first, as far as it can change a removal or a keeper (docs/spec.md, 9 and 11).
 
     ``prior``: what a run over the same candidates at a lower threshold found; only pairs it left out are compared.
-    Raises OutputError when sets fit neither ``memory_bytes`` nor the disk of ``tmp``.
+    Raises OutputError when sets, or signatures, fit neither ``memory_bytes`` nor the disk of ``tmp``.
     """
-    grouped, signatures = matched.grouped, provider.signed.signatures
+    grouped = matched.grouped
     if params.clustering == "components":
         known = None
     else:
         known = prior.decision if prior else None
     sets = prior.sets if prior else None
-    if params.verify == "exact":
+    lanes, documents = None, grouped.representatives
+    if params.verify != "none":
         shared = matched.buckets.shared() if known is None else backend.undecided(matched.buckets, known)
+    if params.verify == "exact":
         if sets is None:
-            sets = backend.set_store(len(grouped.representatives), memory_bytes=memory_bytes, directory=tmp)
+            sets = backend.set_store(len(documents), memory_bytes=memory_bytes, directory=tmp)
         missing = sets.missing(shared)
-        provider.load(sets, missing, grouped.representatives[missing], progress)
+        provider.load(sets, missing, documents[missing], progress)
+    elif params.verify == "signature":
+        numbers = provider.signed.signatures.lane_numbers(documents[shared])
+        in_order = np.argsort(numbers, kind="stable")
+        lanes = _together(provider.signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes, tmp)
+        documents = np.zeros(len(documents), np.uint32)
+        documents[shared[in_order]] = np.arange(len(shared), dtype=np.uint32)
     with spill_errors("buckets"):
         decision = backend.verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,
             sets=sets,
-            lanes=signatures.lanes if params.verify == "signature" else None,
-            documents=signatures.lane_numbers(grouped.representatives),
+            lanes=None if lanes is None else [[lanes]],
+            documents=documents,
             leader=grouped.equal_content,
             prior=known,
         )
     return Verified(decision, sets if params.keep_sets else None)
+
+
+def _together(lanes: Sequence[LaneGroups], numbers: U32, num_perm: int, memory_bytes: int, tmp: str) -> U32:
+    """uint32[n, num_perm]: the signatures of ``numbers``, which ascend, read in one pass.
+
+    What is compared lies all over the input, and in a run directory each signature in as many places as groups of
+    lanes: one by one, two signatures would be two dozen reads of a disk.
+    """
+    with spill_errors("signatures"):
+        found = room((max(1, len(numbers)), num_perm), np.uint32, memory_bytes=memory_bytes, tmp=tmp)
+    first = low = 0
+    for groups in lanes:
+        end = first + len(groups[0])
+        high = low + int(np.searchsorted(numbers[low:], end))
+        rows = numbers[low:high] - first
+        np.concatenate([group[rows] for group in groups], axis=1, out=found[low:high])
+        first, low = end, high
+    return found
 
 
 def matching(matched: Matched, verified: Verified) -> dict[str, int]:
