@@ -69,8 +69,9 @@ class Corpus:
 
     def shards_of(self, task: int) -> list[int]:
         """The shards that a task writes out: those whose first file is one of its own."""
-        first = np.searchsorted(self.shard, np.unique(self.shard))
-        return [int(self.shard[place]) for place in first if self.task[place] == task]
+        shards, first = np.unique(self.shard, return_index=True)
+        own: list[int] = shards[self.task[first] == task].tolist()
+        return own
 
 
 def _assigned(files: Iterator[tuple[str, Fingerprint]], known: Mapping[str, int]) -> Iterator[int]:

@@ -576,6 +576,9 @@ def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], para
     """Whether a complete run is of these files and parameters, and all of its results have their sizes."""
     if manifest.state != "complete" or different_parameters(manifest, params):
         return False
+    then = recorded_params(manifest)
+    if (then.max_removed, then.guard_column) != (params.max_removed, params.guard_column):
+        return False  # whether the decision is accepted is asked again
     skipped = {entry.shard for entry in manifest.skipped if entry.first_row is None}
     now = [
         (file.path, file.fingerprint.size_bytes, file.fingerprint.mtime_ns)
