@@ -77,7 +77,7 @@ def opened(out: Path, documents: int, params: Params) -> Iterator[DurableRun]:
     """The run in a directory, begun if it is not there. Its tasks are those that are signed, or will be."""
     source: Any = GeneratedSource(documents)
     with (
-        new_run(out, source, [], "none", resumable=True) as directory,
+        new_run(out, source, [], "none", (), resumable=True) as directory,
         Lock(LocalLockFile(directory.path)) as lock,
     ):
         run = DurableRun(directory, source, params, lock, silent, {}, Earlier([]))

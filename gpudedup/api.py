@@ -63,11 +63,10 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
     with verify="signature".
     """
     params = make_params(options)
-    with ExitStack() as opened:
-        earlier = open_earlier(params, None, opened)
-        result = Result(run_stages(open_source(data, **_reading(params)), params, progress=progress, earlier=earlier))
-        weakref.finalize(result, opened.pop_all().close)  # at() may read their texts again
-    return result
+    opened = ExitStack()
+    earlier = open_earlier(params, None, opened)
+    weakref.finalize(earlier, opened.close)  # at() may read their texts again
+    return Result(run_stages(open_source(data, **_reading(params)), params, progress=progress, earlier=earlier))
 
 
 def run(
@@ -135,9 +134,9 @@ def advance(
     """Continue a run up to ``stage``: "sign", "match", "verify", "decide" or "apply". What is done is not done again.
 
     changes: parameters of which the stages before ``stage`` do not depend, so that nothing is signed, or compared,
-    again: match: keep, within, across, bucket_window, id_column; verify: verify, clustering, threshold; decide:
-    threshold, drop_empty, guard_column, max_removed; apply: output. A threshold may rise over that of the bands. And
-    for any stage: device, workers, memory, tmp. Results of an earlier decision go when another is taken.
+    again: match: keep, within, across, against, bucket_window, id_column; verify: verify, clustering, threshold;
+    decide: threshold, drop_empty, guard_column, max_removed; apply: output. A threshold may rise over that of the
+    bands. And for any stage: device, workers, memory, tmp. Results of an earlier decision go when another is taken.
 
     Raises what `run` does; ParameterError for what cannot be changed here; and, for a decision at a threshold whose
     similarities are not all known, ParameterError that says how many documents `verify` would read.
@@ -203,7 +202,7 @@ def _drive(
     source = open_paths(paths, **_reading(params))
     with closing(source):
         check_types(source, params)
-        directory = new_run(folder, source, paths, output, resumable=True, mirror=mirror)
+        directory = new_run(folder, source, paths, output, params.against, resumable=True, mirror=mirror)
         with directory, Lock(_lock_file(folder, mirror), tell) as lock:
             drive(directory, source, params, lock, progress, until, changing=changing)
 

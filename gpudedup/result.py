@@ -15,6 +15,7 @@ from gpudedup.io.skips import skipped_files
 from gpudedup.io.source import first_rows, input_files
 from gpudedup.machine import description
 from gpudedup.stages.apply import all_removals, kept_batches, new_run, write_all
+from gpudedup.stages.earlier import input_positions
 from gpudedup.stages.sign import Progress
 from gpudedup.stages.verify import matching
 from gpudedup.store.manifest import InputEntry, SkippedEntry
@@ -52,11 +53,13 @@ class Result:
 
     def clusters(self) -> pa.Table:
         """One row per document that was kept for others or removed for one: ``cluster`` (the keeper's input position),
-        ``document`` (input position), ``similarity`` (null for the keeper), by cluster, the keeper first."""
+        ``document`` (input position), ``similarity`` (null for the keeper), by cluster, the keeper first. Documents of
+        earlier runs have negative positions (docs/spec.md, section 11)."""
         decided = self._outcome.decided
         near = decided.keeper >= 0
-        keepers = np.unique(decided.keeper[near])
-        cluster = np.concatenate([keepers, decided.keeper[near]])
+        keeper = input_positions(decided.keeper[near], self._outcome.signed.rows)
+        keepers = np.unique(keeper)
+        cluster = np.concatenate([keepers, keeper])
         document = np.concatenate([keepers, decided.removed[near]])
         similarity = np.concatenate([np.full(len(keepers), np.nan), decided.similarity[near]])
         order = np.lexsort((document, document != cluster, cluster))
@@ -70,8 +73,10 @@ class Result:
         )
 
     def candidates(self) -> pa.Table:
-        """All candidate pairs (``better``, ``worse``: input positions), compared or not. Many: for study."""
-        return self._outcome.matched.candidates()
+        """All candidate pairs (``better``, ``worse``: positions as in `clusters`), compared or not. Many: for study."""
+        better, worse = self._outcome.matched.candidates()
+        rows = self._outcome.signed.rows
+        return pa.table({"better": input_positions(better, rows), "worse": input_positions(worse, rows)})
 
     def at(self, threshold: float) -> Result:
         """The decision at a higher threshold over this run's candidates (its bands).
@@ -108,6 +113,7 @@ class Result:
             outputs=outputs,
             version=version("gpudedup"),
             **self.summary().for_manifest(),
+            against=signed.earlier.entries() if signed.earlier is not None else [],
             inputs=[
                 InputEntry(path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=count)
                 for (name, mark), count in zip(input_files(shards), rows, strict=True)
@@ -124,7 +130,7 @@ class Result:
         """
         source = self._outcome.source
         names = [name for name, _ in input_files(source.shards) if name]
-        with new_run(out, source, names, output) as directory:
+        with new_run(out, source, names, output, self._outcome.params.against) as directory:
             self.write(directory)
 
     def __repr__(self) -> str:

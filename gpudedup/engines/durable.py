@@ -24,7 +24,7 @@ from gpudedup import _cpu
 from gpudedup.backends import Backend, select_backend
 from gpudedup.backends.base import Band, Decision
 from gpudedup.engines.corpus import Corpus
-from gpudedup.engines.earlier import open_earlier
+from gpudedup.engines.earlier import keeps_the_same, open_earlier
 from gpudedup.engines.lineage import Lineage, bands_a_task, match_tasks
 from gpudedup.engines.local import Budget, Seconds
 from gpudedup.engines.signed_files import SignedFiles, load_signed
@@ -46,7 +46,7 @@ from gpudedup.stages.verify import ShingleSets, Verified, matching, verify
 from gpudedup.store import manifest as manifests
 from gpudedup.store import records, working
 from gpudedup.store.lock import Lock
-from gpudedup.store.manifest import AgainstEntry, InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
+from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
 from gpudedup.store.records import Record
 from gpudedup.store.run_directory import RunDirectory, check_output
 from gpudedup.store.signatures import ipc_writer
@@ -102,6 +102,7 @@ class DurableRun:
         self._records: dict[tuple[str, int], Record] = {}
         self._cache = ShingleCache(self.budget.cache_bytes if params.verify == "exact" else 0)
         check_types(source, params)
+        earlier.check_types(source, params)
 
     def advance(self, until: str) -> None:
         """Do what is not done yet, up to a stage. Raises GpudedupError; what was committed stays."""
@@ -172,7 +173,7 @@ class DurableRun:
 
     def match(self) -> None:
         """Group equal contents, sort every band."""
-        if all(self.done("match", task) for task in range(self._match_tasks + 1)):
+        if self._is_matched:
             return
         with self.seconds.stage("match"):
             self.progress("match", self.signed.rows, 0)
@@ -185,6 +186,10 @@ class DurableRun:
     @property
     def _documents(self) -> int:
         return sum(record.counts["rows"] for record in self._sign_records()) + len(self.earlier)
+
+    @property
+    def _is_matched(self) -> bool:
+        return all(self.done("match", task) for task in range(self._match_tasks + 1))
 
     @property
     def _match_tasks(self) -> int:
@@ -276,13 +281,22 @@ class DurableRun:
                 return Verified(self._read_decision(record), None)
         return None
 
-    def unknown_documents(self) -> int:
-        """How many documents' text verification at this threshold must read again; 0 if it is done."""
-        if self.params.verify != "exact" or self.done("verify", self.params.threshold_ppm) is not None:
-            return 0
-        prior = self._prior()
-        buckets = self.matched.buckets
-        return len(buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision))
+    def check_known(self) -> None:
+        """Raise ParameterError if a decision at this threshold must read text: that is for ``verify`` to do."""
+        params = self.params
+        if params.verify != "exact" or self.done("verify", params.threshold_ppm) is not None:
+            return
+        documents = "documents that share a bucket"
+        if self._is_matched:
+            buckets, prior = self.matched.buckets, self._prior()
+            unknown = buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision)
+            if not len(unknown):
+                return
+            documents = f"{len(unknown)} documents"
+        raise ParameterError(
+            f"to decide at threshold {params.threshold:g}, the text of {documents} must be compared; do it with: "
+            f"gpudedup verify {self.directory.path} --threshold {params.threshold:g}"
+        )
 
     def _read_decision(self, record: Record) -> Decision:
         path = self.directory.artefact(record.artefacts[0])
@@ -392,11 +406,8 @@ class DurableRun:
             ],
             outputs=[],
             skipped=[SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None],
-            against=self._against(),
+            against=self.earlier.entries(),
         )
-
-    def _against(self) -> list[AgainstEntry]:
-        return [AgainstEntry(path=run.name, digest=run.digest, documents=len(run.kept)) for run in self.earlier.runs]
 
     def finish(self) -> None:
         """Write the manifest of the whole run."""
@@ -414,7 +425,7 @@ class DurableRun:
             digest=self.lineage.of_results,
             results=self.lineage.of_results,
             **self.summary().for_manifest(),
-            against=self._against(),
+            against=self.earlier.entries(),
             lowest_threshold=self._lowest_threshold,
             inputs=[signed[name] for name in self.corpus.names],
             skipped=self._skipped(),
@@ -469,11 +480,13 @@ def check_same(before: Manifest, params: Params, names: Sequence[str], where: Ru
 
 
 def check_place(before: Manifest, where: RunDirectory) -> None:
-    """Raise ArtefactError if relative input paths do not begin where they did."""
-    if before.working_directory != where.working_directory:
+    """Raise ArtefactError if relative paths, of input files and of earlier runs, do not begin where they did."""
+    if "" not in (before.working_directory, where.working_directory) and (
+        before.working_directory != where.working_directory
+    ):
         raise ArtefactError(
-            f"{where.path} was begun in {before.working_directory or 'any directory'}, where its input paths begin, "
-            f"not in {where.working_directory or 'one of absolute paths'}; start it there, or use another directory"
+            f"{where.path} was begun in {before.working_directory}, where its paths begin, not in "
+            f"{where.working_directory}; start it there, or use another directory"
         )
 
 
@@ -536,20 +549,14 @@ def drive(
         check_place(before, directory)
     tasks = {entry.path: entry.task for entry in before.inputs} if before is not None else {}
     with ExitStack() as opened:
-        earlier = open_earlier(params, directory.path, opened)
+        earlier = open_earlier(params, directory.name, opened)
         _drive(DurableRun(directory, source, params, lock, progress, tasks, earlier), until)
 
 
 def _drive(run: DurableRun, until: str) -> None:
-    directory, params = run.directory, run.params
-    check_unchanged(run.corpus, directory)
+    check_unchanged(run.corpus, run.directory)
     if until == "decide":
-        unknown = run.unknown_documents()
-        if unknown:
-            raise ParameterError(
-                f"to decide at threshold {params.threshold:g}, the text of {unknown} documents must be compared; do it "
-                f"with: gpudedup verify {directory.path} --threshold {params.threshold:g}"
-            )
+        run.check_known()
     run.begin()
     run.advance(until)
 
@@ -573,7 +580,7 @@ def changed(manifest: Manifest, stage: str, changes: dict[str, Any]) -> tuple[Pa
 
 
 def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], params: Params) -> bool:
-    """Whether a complete run is of these files and parameters, and all of its results have their sizes."""
+    """Whether a complete run is of these files, parameters and earlier runs, and its results have their sizes."""
     if manifest.state != "complete" or different_parameters(manifest, params):
         return False
     then = recorded_params(manifest)
@@ -586,6 +593,8 @@ def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], para
         if file.path not in skipped
     ]
     if now != [(entry.path, entry.size_bytes, entry.mtime_ns) for entry in manifest.inputs]:
+        return False
+    if not all(keeps_the_same(entry) for entry in manifest.against):
         return False
     sizes = {entry.path: entry.size_bytes for entry in manifest.outputs}
     try:

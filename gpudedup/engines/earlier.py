@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from functools import cached_property
 
 import msgspec
 import numpy as np
@@ -14,18 +14,20 @@ import pyarrow as pa
 
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I64
-from gpudedup.engines.lineage import Lineage
+from gpudedup.engines.lineage import Lineage, kept_digest
 from gpudedup.engines.local import Budget
 from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths
+from gpudedup.io.remote import Url, is_url
 from gpudedup.io.source import Source
 from gpudedup.params import SPEC, Params
 from gpudedup.stages.earlier import Earlier, EarlierRun
 from gpudedup.stages.match import ranked
 from gpudedup.stages.sign import ShingleCache, carried_columns
-from gpudedup.store.manifest import InputEntry, Manifest
+from gpudedup.store import manifest as manifests
+from gpudedup.store.manifest import AgainstEntry, Manifest
 from gpudedup.store.run_directory import Artefacts, Run
 from gpudedup.store.working import read_removed
 
@@ -33,20 +35,32 @@ ALIKE = ("fold", "shingle", "num_perm", "seed")
 """Parameters that signatures depend on."""
 
 
-def open_earlier(params: Params, own: Path | None, opened: ExitStack) -> Earlier:
+def open_earlier(params: Params, own: str | None, opened: ExitStack) -> Earlier:
     """The runs that ``params.against`` names. own: the directory of this run. What is opened is closed by ``opened``.
 
-    Raises ArtefactError if one is not complete, damaged, or was signed or banded in another way.
+    Raises ArtefactError if one is not complete, damaged, or was signed or banded in another way; ParameterError for
+    this run itself, and one that is named twice.
     """
     runs = []
+    known: dict[str, str] = {}
     for name in params.against:
-        if own is not None and os.path.realpath(name) == os.path.realpath(own):
+        if own is not None and _place(name) == _place(own):
             raise ParameterError(f"against names {name}, the directory of this run itself; leave it out")
-        runs.append(_open(name, Run.open(name), params, opened))
+        other = known.setdefault(_place(name), name)
+        if other != name:
+            raise ParameterError(f"against names a run twice, as {other} and as {name}; name it once")
+        runs.append(open_run(name, name, params, opened))
     return Earlier(runs)
 
 
-def _open(name: str, run: Run, params: Params, opened: ExitStack) -> EarlierRun:
+def _place(name: str) -> str:
+    """What tells directories apart."""
+    return Url.parse(name).name.rstrip("/") if is_url(name) else os.path.realpath(name)
+
+
+def open_run(name: str, place: str, params: Params, opened: ExitStack) -> EarlierRun:
+    """One of them: its name in ``params.against``, and the path or URL where it is. Raises as ``open_earlier``."""
+    run = Run.open(place)
     manifest, artefacts = run.manifest, Artefacts(run.path, run.mirror)
     then = recorded_params(manifest)
     _check_alike(name, manifest, then, params)
@@ -79,15 +93,25 @@ def _open(name: str, run: Run, params: Params, opened: ExitStack) -> EarlierRun:
     texts = _Texts(run, then, signed.shard_first, keep, params, opened)
     return EarlierRun(
         name=name,
-        digest=manifest.digest,
+        digest=kept_digest(manifest, then),
         params=then,
         signed=signed,
         kept=ranked(signed, then, keep).astype(np.int64),
         files=list(stored.names),
         file_first=signed.shard_first,
-        column=lambda column: signed.columns[column] if column in signed.columns else texts.column(column),
+        column_type=lambda name: signed.columns[name].type if name in signed.columns else texts.column_type(name),
+        column=lambda name: signed.columns[name] if name in signed.columns else texts.column(name),
         texts=texts.of,
     )
+
+
+def keeps_the_same(entry: AgainstEntry) -> bool:
+    """Whether an earlier run still holds what it did when it was compared with."""
+    try:
+        manifest = Run.open(entry.path).manifest
+        return kept_digest(manifest, recorded_params(manifest)) == entry.digest
+    except ArtefactError:
+        return False
 
 
 def _check_alike(name: str, manifest: Manifest, then: Params, now: Params) -> None:
@@ -124,6 +148,11 @@ class _Texts:
             first = first[[0, -1]]
         yield source, first, positions
 
+    def column_type(self, name: str) -> pa.DataType:
+        """The type of a column that the run did not carry."""
+        source, _ = self._source([name])
+        return source.column_type(name)
+
     def column(self, name: str) -> pa.ChunkedArray:
         """A column that the run did not carry, from its input; null for rows that it did not keep."""
         source, is_input = self._source([name])
@@ -137,16 +166,19 @@ class _Texts:
     def _source(self, columns: Sequence[str] = ()) -> tuple[Source, bool]:
         if self._found is not None and not columns:
             return self._found
-        is_input = all(self._is_unchanged(entry) for entry in self._run.manifest.inputs)
+        is_input = self._input_is_unchanged
         if not is_input and self._run.manifest.output != "kept":
             raise InputError(
-                f"the text of the earlier run {self._run.path} is gone: its input was changed or removed, and it wrote "
+                f"the text of the earlier run {self._run.name} is gone: its input was changed or removed, and it wrote "
                 'no kept/; put the input back, or compare by verify="signature"'
             )
-        manifest = self._run.manifest
-        paths = [self._run.input_path(entry.path) for entry in manifest.inputs]
+        if is_input:
+            paths = [self._run.input_path(entry.path) for entry in self._run.manifest.inputs]
+        else:
+            self._run.verify("kept")
+            paths = [str(path) for path in self._run.kept]
         source = open_paths(
-            paths if is_input else [str(path) for path in self._run.kept],
+            paths,
             text_column=self._params.text_column,
             columns=[self._params.text_column, *columns],
             memory_bytes=self._budget.memory_bytes,
@@ -158,9 +190,10 @@ class _Texts:
             self._found = source, is_input
         return source, is_input
 
-    def _is_unchanged(self, entry: InputEntry) -> bool:
+    @cached_property
+    def _input_is_unchanged(self) -> bool:
+        run = self._run
         try:
-            status = os.stat(self._run.input_path(entry.path))
+            return all(manifests.is_unchanged(run.input_path(entry.path), entry) for entry in run.manifest.inputs)
         except OSError:
             return False
-        return (status.st_size, status.st_mtime_ns) == (entry.size_bytes, entry.mtime_ns)

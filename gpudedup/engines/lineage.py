@@ -29,7 +29,7 @@ class Lineage:
         output: str,
         against: Sequence[str],
     ) -> None:
-        """against: the digests of earlier runs."""
+        """against: the digests of what earlier runs kept (``kept_digest``)."""
         self._names, self._params, self._output, self._against = names, params, output, against
         self._files: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, size, task in zip(names, sizes, tasks, strict=True):
@@ -90,6 +90,13 @@ class Lineage:
             window=p.bucket_window,
             task_keys=TASK_KEYS,
         )
+
+
+def kept_digest(manifest: Manifest, params: Params) -> str:
+    """Of what later runs compare with: the documents that a complete run kept, by rank, and their ids."""
+    contents = [(entry.xxh3_128, entry.etag) for entry in manifest.inputs]
+    decided = Lineage.of(manifest, params).digest("decide", 0)
+    return digest(decide=decided, id_column=params.id_column, contents=contents)
 
 
 def match_tasks(params: Params, documents: int) -> int:

@@ -92,6 +92,8 @@ def run_stages(
 ) -> Outcome:
     """sign, match, verify and decide over a whole corpus. Raises GuardError if that removes too much."""
     budget, backend, seconds = Budget.of(params), select_backend(params), Seconds()
+    if earlier is not None:
+        earlier.check_types(source, params)
     with seconds.stage("sign"):
         signed = sign(source, params, backend, cache_bytes=budget.cache_bytes, progress=progress)
         if earlier is not None:

@@ -18,7 +18,7 @@ from gpudedup.backends.columns import take
 from gpudedup.io.source import DocumentFiles, RowFile, Source, first_rows, input_files
 from gpudedup.params import Params
 from gpudedup.stages.decide import REASONS, Decided
-from gpudedup.stages.earlier import Earlier
+from gpudedup.stages.earlier import Earlier, input_positions
 from gpudedup.stages.sign import Signed
 from gpudedup.store.manifest import OutputEntry
 from gpudedup.store.mirror import Mirror
@@ -43,12 +43,11 @@ def removed_table(
     nothing = decided.keeper < 0
     shard, row = _place(file_first, decided.removed)
     keeper_shard, keeper_row = _place(file_first, np.where(nothing, 0, decided.keeper))
-    cluster, keeper_run = decided.keeper.copy(), np.full(len(decided.keeper), -1, np.int64)
+    keeper_run = np.full(len(decided.keeper), -1, np.int64)
     names = list(file_names)
     if earlier is not None:
         (places,) = np.nonzero(decided.keeper >= file_first[-1])
         documents = decided.keeper[places] - file_first[-1]
-        cluster[places] = -1 - documents
         for run, among, positions in earlier.parts(documents):
             file, keeper_row[places[among]] = _place(run.file_first, positions)
             keeper_shard[places[among]] = len(names) + file
@@ -61,7 +60,7 @@ def removed_table(
         "keeper_shard": _names(names, keeper_shard, nothing),
         "keeper_row": pa.array(keeper_row, pa.int64(), mask=nothing),
         "similarity": pa.array(decided.similarity, pa.float64(), mask=np.isnan(decided.similarity)),
-        "cluster": pa.array(cluster, pa.int64(), mask=nothing),
+        "cluster": pa.array(input_positions(decided.keeper, int(file_first[-1])), pa.int64(), mask=nothing),
     }
     if earlier is not None:
         columns["keeper_run"] = _names([run.name for run in earlier.runs], keeper_run, keeper_run < 0)
@@ -113,14 +112,15 @@ def new_run(
     source: Source,
     inputs: Sequence[str],
     output: str,
+    against: Sequence[str],
     *,
     resumable: bool = False,
     mirror: Mirror | None = None,
 ) -> RunDirectory:
-    """``RunDirectory.create`` for a source, found by ``inputs``."""
+    """``RunDirectory.create`` for a source, found by ``inputs``, that is compared with earlier runs."""
     names = [name for name, _ in input_files(source.shards)]
     one_table = any(isinstance(shard, DocumentFiles) for shard in source.shards)
-    return RunDirectory.create(out, names, inputs, output, one_table, resumable, mirror)
+    return RunDirectory.create(out, names, inputs, output, one_table, resumable, mirror, against)
 
 
 def write_all(

@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.backends.base import I64, U32, U64, LaneGroups
-from gpudedup.backends.columns import is_text, plain_column
+from gpudedup.backends.columns import is_text, plain_column, plain_type
 from gpudedup.errors import ParameterError
 from gpudedup.io.source import Source
 from gpudedup.params import Params
 from gpudedup.stages.sign import Signatures, Signed, check_count
+from gpudedup.store.manifest import AgainstEntry
 
 Texts = Callable[[I64], AbstractContextManager[tuple[Source, I64, I64]]]
 """From input positions of a run to (source, where its shards begin, the same documents' positions there)."""
@@ -27,7 +28,7 @@ class EarlierRun:
     name: str
     """Its directory, as given."""
     digest: str
-    """Of its decision."""
+    """Of what it kept (``engines.lineage.kept_digest``)."""
     params: Params
     signed: Signed
     kept: I64
@@ -35,6 +36,7 @@ class EarlierRun:
     files: list[str]
     file_first: I64
     """[files + 1]: the input position of each file's first row."""
+    column_type: Callable[[str], pa.DataType]
     column: Callable[[str], pa.ChunkedArray]
     """A column of all its rows."""
     texts: Texts
@@ -53,6 +55,19 @@ class Earlier:
 
     def __len__(self) -> int:
         return int(self.first[-1])
+
+    def check_types(self, source: Source, params: Params) -> None:
+        """Raise ParameterError or InputError if a column cannot be compared with that of an earlier run."""
+        for name in (params.within, params.across):
+            if name is not None:
+                _common_type(name, source.column_type(name), [(run, run.column_type(name)) for run in self.runs])
+        if params.id_column is not None:
+            of_runs = [(run, run.signed.columns[known].type) for run in self.runs if (known := run.params.id_column)]
+            _common_type(params.id_column, source.column_type(params.id_column), of_runs)
+
+    def entries(self) -> list[AgainstEntry]:
+        """What a manifest says of them."""
+        return [AgainstEntry(path=run.name, digest=run.digest, documents=len(run.kept)) for run in self.runs]
 
     def column(self, name: str, own: pa.ChunkedArray) -> pa.ChunkedArray:
         """A column of this input and of all earlier documents behind it. Raises ParameterError for unlike types."""
@@ -77,18 +92,35 @@ class Earlier:
         return found
 
 
+def input_positions(documents: I64, rows: int) -> I64:
+    """Documents by number as results name them: their input positions, and -1 - p for place p among earlier ones."""
+    return np.where(documents < rows, documents, rows - 1 - documents)
+
+
 def _joined(name: str, own: pa.ChunkedArray, of_runs: Sequence[tuple[EarlierRun, pa.ChunkedArray]]) -> pa.ChunkedArray:
-    own = plain_column(own)
-    chunks = list(own.chunks)
+    kind = _common_type(name, own.type, [(run, column.type) for run, column in of_runs])
+    chunks = plain_column(own).cast(kind).chunks
     for run, column in of_runs:
-        column = plain_column(column)
-        alike = column.type == own.type or pa.types.is_null(column.type)
-        if not alike and not (is_text(column.type) and is_text(own.type)):
+        chunks += plain_column(column).take(pa.array(run.kept)).cast(kind).chunks
+    return pa.chunked_array(chunks, type=kind)
+
+
+def _common_type(name: str, own: pa.DataType, of_runs: Sequence[tuple[EarlierRun, pa.DataType]]) -> pa.DataType:
+    """The type that values of a column are compared in. Raises ParameterError if there is none."""
+    kind = plain_type(own)
+    for run, of_run in of_runs:
+        other = plain_type(of_run)
+        if kind == other or pa.types.is_null(other):
+            continue
+        if pa.types.is_null(kind):
+            kind = other
+        elif is_text(kind) and is_text(other):
+            kind = pa.large_string() if {kind, other} <= {pa.string(), pa.large_string()} else pa.large_binary()
+        else:
             raise ParameterError(
-                f'column "{name}" is {own.type}, and was {column.type} in the earlier run {run.name}; cast one of them'
+                f'column "{name}" is {own}, and was {of_run} in the earlier run {run.name}; cast one of them'
             )
-        chunks += column.take(pa.array(run.kept)).cast(own.type).chunks
-    return pa.chunked_array(chunks, type=own.type)
+    return kind
 
 
 class JoinedSignatures:

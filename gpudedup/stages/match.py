@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.backends.base import I32, U32, U64, Backend, Band, Buckets
+from gpudedup.backends.base import I32, I64, U32, U64, Backend, Band, Buckets
 from gpudedup.backends.columns import plain_column
 from gpudedup.params import Params, parse_keep
 from gpudedup.stages.sign import Signed, scope_codes
@@ -48,8 +48,8 @@ class Matched:
     grouped: Grouped
     buckets: Buckets
 
-    def candidates(self) -> pa.Table:
-        """All candidate pairs: (better, worse) input positions, each pair once."""
+    def candidates(self) -> tuple[I64, I64]:
+        """(better, worse): all candidate pairs of documents, each pair once."""
         representatives, equal_content = self.grouped.representatives, self.grouped.equal_content
         better, worse = self.buckets.candidates(0, len(representatives))
         pairs = np.stack([better, worse], axis=1)
@@ -57,7 +57,7 @@ class Matched:
             pairs = np.concatenate([pairs, _pairs_of_equal(equal_content)])
             pairs = np.unique(pairs[pairs[:, 1] >= self.grouped.fixed], axis=0)
         positions = representatives.astype(np.int64)
-        return pa.table({"better": positions[pairs[:, 0]], "worse": positions[pairs[:, 1]]})
+        return positions[pairs[:, 0]], positions[pairs[:, 1]]
 
 
 def match(signed: Signed, params: Params, backend: Backend, *, memory_bytes: int, tmp: str) -> Matched:

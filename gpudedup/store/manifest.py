@@ -84,7 +84,7 @@ class AgainstEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     digest: str
-    """Of its results (``Manifest.digest``)."""
+    """Of what it kept, when it was compared with (``engines.lineage.kept_digest``)."""
     documents: int
     """Those that it kept."""
 
@@ -190,6 +190,14 @@ def safe_path(directory: Path, entry: OutputEntry, kinds: Sequence[str], real: s
         if real is not None and place < len(parts):
             real.add(path)
     return Path(path)
+
+
+def is_unchanged(path: str, entry: InputEntry) -> bool:
+    """Whether a file is what a run read: its size is, and its time or else its bytes are. Raises OSError."""
+    status = os.stat(path)
+    if status.st_size != entry.size_bytes:
+        return False
+    return status.st_mtime_ns == entry.mtime_ns or (entry.xxh3_128 != "" and checksum(Path(path)) == entry.xxh3_128)
 
 
 def checksum(path: Path) -> str:

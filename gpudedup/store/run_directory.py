@@ -100,6 +100,11 @@ class Artefacts:
         self.path, self.mirror = path, mirror
         self._compared: set[Path] = set()  # whose checksums were compared
 
+    @property
+    def name(self) -> str:
+        """Where it is: a path or a URL."""
+        return str(self.path) if self.mirror is None else self.mirror.name
+
     def done(self, stage: str, task: int, digest: str | None) -> Record | None:
         """The record of a task if it is done (``records.read``)."""
         return records.read(self.path, stage, task, digest)
@@ -145,6 +150,7 @@ class RunDirectory(Artefacts):
         one_table: bool,
         resumable: bool,
         mirror: Mirror | None,
+        against: Sequence[str],
     ) -> None:
         """For ``create`` only."""
         super().__init__(path, mirror)
@@ -158,7 +164,7 @@ class RunDirectory(Artefacts):
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._began_before = holds_run(path)
-        self.working_directory = working_directory(names)
+        self.working_directory = working_directory([*names, *against])
 
     @classmethod
     def create(
@@ -170,17 +176,19 @@ class RunDirectory(Artefacts):
         one_table: bool = False,
         resumable: bool = False,
         mirror: Mirror | None = None,
+        against: Sequence[str] = (),
     ) -> RunDirectory:
         """Make the directory, or take an empty one; with ``resumable`` also one that holds such a run already.
 
         shards: names of all input files, or "" for data in memory; inputs: the paths, globs and directories that they
-        were found by; one_table: whether they are many small files, which share their tables.
+        were found by; one_table: whether they are many small files, which share their tables; against: earlier runs.
         Raises OutputError if ``out`` is not empty, where an input directory or glob would find the run, or cannot be
         made; ParameterError for an unknown ``output``; InputError if two shards would get one output name.
         """
         check_output(output)
         path = _folder_path(out)
-        run = cls(path, dict(zip(shards, relative_names(shards), strict=True)), output, one_table, resumable, mirror)
+        names = dict(zip(shards, relative_names(shards), strict=True))
+        run = cls(path, names, output, one_table, resumable, mirror, against)
         for given in inputs:
             folder = _input_folder(given)
             if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
@@ -488,7 +496,7 @@ def holds_run(path: Path) -> bool:
 
 def working_directory(names: Iterable[str]) -> str:
     """Where relative names begin, if there are any; "" too for a directory that the manifest cannot name."""
-    if all(os.path.isabs(name) for name in names if name):
+    if all(os.path.isabs(name) or is_url(name) for name in names if name):
         return ""
     directory = os.getcwd()
     try:
@@ -652,16 +660,20 @@ class Run:
             chunks.extend(table["keep"].chunks)
         return pa.chunked_array(chunks, pa.bool_())
 
-    def verify(self) -> None:
-        """Compare size and checksum of every file with the manifest. Raises ArtefactError with both values."""
-        for entry in self.manifest.outputs:
+    def verify(self, kind: str | None = None) -> None:
+        """Compare size and checksum of every file, or of those of one kind, with the manifest. Raises ArtefactError
+        with both values.
+        """
+        for entry in self.manifest.outputs if kind is None else self._entries(kind):
             self.compared(entry)
 
-    def input_path(self, shard: str) -> str:
-        """Where an input file is now, by its path as it was given."""
-        path = os.path.join(self.manifest.working_directory, shard)
+    def input_path(self, given: str) -> str:
+        """Where an input file, or an earlier run, is now, by its path or URL as it was given."""
+        if is_url(given):
+            return given
+        path = os.path.join(self.manifest.working_directory, given)
         # The run and its input may both have been moved, and still lie the same way to where this is asked.
-        return shard if os.path.lexists(shard) and not os.path.lexists(path) else path
+        return given if os.path.lexists(given) and not os.path.lexists(path) else path
 
     def _require(self, output: str) -> None:
         if self.manifest.output != output:
