@@ -216,7 +216,7 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         lowest = self.threshold if lowest is None else lowest
         if not isinstance(threshold, float | int):
-            raise ParameterError(f"at() takes a threshold from {lowest} to 1, got {threshold!r}")
+            raise ParameterError(f"another threshold is a number from {lowest} to 1, got {threshold!r}")
         if threshold < lowest:
             raise ParameterError(
                 f"threshold {threshold} is below {lowest}, which the bands of this run were chosen for; run again with "
