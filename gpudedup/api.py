@@ -40,8 +40,8 @@ def deduplicate(data: Any, *, progress: Progress = silent, **options: Any) -> Re
 
     data: Arrow data of any library (``__arrow_c_stream__`` or ``__arrow_c_array__``: pyarrow, Polars, pandas, DuckDB,
     datasets, ...), a pyarrow Dataset or RecordBatchReader, an iterable of record batches, a list of str, or a path,
-    glob or directory (str or Path, or a list of Path). One-shot streams are spooled to ``tmp``; files are never held in
-    memory as text.
+    glob, directory or URL (str or Path, or a list of Path). One-shot streams are spooled to ``tmp``; files are never
+    held in memory as text.
 
     Two documents are similar if the Jaccard index of their sets of shingles is at least ``threshold``. Documents are
     ranked by ``keep``; one is removed if and only if it is similar to a kept candidate of better rank, its keeper.
@@ -84,10 +84,10 @@ def run(
     What is finished of it is committed as it goes. Called again with the same arguments after anything ended it early,
     it goes on from there, and ends with the same bytes; with more input files, it signs only those.
 
-    inputs: paths, globs and directories of Parquet, Arrow IPC, JSONL, CSV, TSV or plain text files (the last four also
-    .gz, .zst), all of one format (CSV and TSV may be mixed). out: a new or empty directory, or one that holds this run
-    already. output: "kept" writes the input without removals, with the same relative
-    file names, schema, columns and row order; "mask" a boolean column per file; "none" neither.
+    inputs: paths, globs, directories and URLs of Parquet, Arrow IPC, JSONL, CSV, TSV or plain text files (the last four
+    also .gz, .zst), all of one format (CSV and TSV may be mixed). out: a new or empty directory, or one that holds this
+    run already. output: "kept" writes the input without removals, with the same relative file names, schema, columns
+    and row order; "mask" a boolean column per file; "none" neither.
     tell: called with a line that a user should see, such as that another process held the directory. Options are those
     of `deduplicate`.
 

@@ -27,7 +27,9 @@ from gpudedup.errors import InputError
 from gpudedup.io import READERS, Batch, Source
 from gpudedup.io.batches import READ_ERRORS, say, value_bytes
 from gpudedup.io.memory import Held, MemorySource
+from gpudedup.io.parquet import BUFFER_BYTES
 from gpudedup.io.paths import FORMATS, InputFile, suffix_of
+from gpudedup.io.skips import UnskippableError
 from gpudedup.io.source import DocumentFiles, FileShard, Fingerprint, input_files
 from gpudedup.io.streams import BOM, CHUNK_BYTES, open_sink, open_stream
 from gpudedup.machine import available_memory_bytes
@@ -421,22 +423,24 @@ def _places(total: int, seed: int) -> list[int]:
 def _of_parquet(source: Source, params: Params, columns: Sequence[str]) -> _Sample:
     """The first rows of row groups, drawn by their rows."""
     reader = _reader(source, params, columns)
-    groups: list[tuple[str, int, int, int]] = []  # (path, row group, rows, decoded bytes of all columns)
+    groups: list[tuple[InputFile, int, int, int]] = []  # (file, row group, rows, decoded bytes of all columns)
     for shard in source.shards:
-        with _parquet(shard.name) as file:
-            for number in range(file.metadata.num_row_groups):
-                group = file.metadata.row_group(number)
-                groups.append((shard.name, number, group.num_rows, group.total_byte_size))
+        with _parquet(shard.file) as parquet:  # type: ignore[union-attr]
+            for number in range(parquet.metadata.num_row_groups):
+                group = parquet.metadata.row_group(number)
+                groups.append((shard.file, number, group.num_rows, group.total_byte_size))  # type: ignore[union-attr]
     row_count = sum(rows for _, _, rows, _ in groups)
     if sum(size for *_, size in groups) <= SAMPLE_BYTES:
         return _whole(source, params, columns)
     ends = np.cumsum([rows for _, _, rows, _ in groups])
     chosen = sorted({int(np.searchsorted(ends, place, side="right")) for place in _places(row_count, params.seed)})
     for place in chosen:
-        path, number, rows, size = groups[place]
+        file, number, rows, size = groups[place]
         count = min(rows, max(1, SAMPLE_BYTES // len(chosen) * rows // max(1, size)))
         try:
-            reader.piece(count, _first_rows(path, number, count, columns))
+            reader.piece(count, _first_rows(file, number, count, columns))
+        except UnskippableError:
+            raise
         except InputError:
             if params.on_error == "fail":
                 raise
@@ -448,20 +452,24 @@ def _of_parquet(source: Source, params: Params, columns: Sequence[str]) -> _Samp
     return reader.sample(what, whole=False, total_size=row_count)
 
 
-def _first_rows(path: str, group: int, count: int, columns: Sequence[str]) -> Iterator[Batch]:
-    with _parquet(path) as file:
-        batches = file.iter_batches(count, row_groups=[group], columns=list(columns), use_threads=False)
+def _first_rows(file: InputFile, group: int, count: int, columns: Sequence[str]) -> Iterator[Batch]:
+    with _parquet(file) as parquet:
+        batches = parquet.iter_batches(count, row_groups=[group], columns=list(columns), use_threads=False)
         batch = next(batches).select(list(columns))
     yield Batch(np.arange(batch.num_rows), batch, np.zeros(0, np.int64))
 
 
 @contextmanager
-def _parquet(path: str) -> Iterator[pq.ParquetFile]:
+def _parquet(file: InputFile) -> Iterator[pq.ParquetFile]:
     try:
-        with pq.ParquetFile(path) as file:
-            yield file
+        # Without buffers of that size, or with all of a row group fetched before, more than the first rows is read.
+        with (
+            file.open() as opened,
+            pq.ParquetFile(opened.arrow(), buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet,
+        ):
+            yield parquet
     except READ_ERRORS as error:
-        raise InputError(f"{path} cannot be read: {say(error)}") from error
+        raise InputError(f"{file.path} cannot be read: {say(error)}") from error
 
 
 def _of_ipc(source: Source, params: Params, columns: Sequence[str]) -> _Sample:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
+import math
+import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from moto.s3.models import s3_backends
@@ -68,3 +77,93 @@ def new_store(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Object
     backend.create_bucket("corpus", "us-east-1")
     yield ObjectStore(endpoint, "corpus")
     backend.reset()
+
+
+@dataclass
+class Fault:
+    """What becomes of a request that matches, ``times`` times, after ``after`` such requests went well.
+
+    ``what``: a status code, "reset" (no answer), "cut" (half of the body), or seconds to wait before a good answer.
+    """
+
+    what: int | float | str
+    method: str = "GET"
+    path: str = ""
+    times: float = math.inf
+    after: int = 0
+
+
+class FaultyProxy:
+    """A server before another that passes requests on, one by one, but for those that ``faults`` are for."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._address = endpoint.removeprefix("http://")
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str, str]] = []
+        """(method, path, range) of all."""
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def pass_on(self) -> None:
+                proxy._answer(self)
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FaultyProxy:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _fault(self, method: str, path: str) -> int | float | str | None:
+        with self._lock:
+            for fault in self.faults:
+                if fault.method == method and fault.path in path:
+                    fault.after -= 1
+                    if fault.after < 0 and fault.times > 0:
+                        fault.times -= 1
+                        return fault.what
+        return None
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        self.requests.append((request.command, request.path, request.headers.get("Range", "")))
+        fault = self._fault(request.command, request.path)
+        if fault == "reset":
+            request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            request.close_connection = True
+            request.connection.close()
+            return
+        if isinstance(fault, int):
+            request.send_response(fault)
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
+        if isinstance(fault, float):
+            time.sleep(fault)
+        connection = http.client.HTTPConnection(self._address)
+        connection.request(request.command, request.path, body or None, dict(request.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        request.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "date", "server", "content-length"):
+                request.send_header(name, value)
+        request.send_header("Content-Length", answer.getheader("Content-Length", str(len(data))))
+        request.end_headers()
+        request.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+        if fault == "cut":
+            request.close_connection = True
+        connection.close()

@@ -144,7 +144,7 @@ def test_empty_stream_has_no_documents():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, "cannot read data of type NoneType; give a path, glob or directory"),
+        (None, "cannot read data of type NoneType; give a path, glob, directory or URL"),
         (5, "cannot read data of type int"),
         ({"text": ["a"]}, "cannot read data of type dict"),
         (b"text", "cannot read data of type bytes"),

@@ -111,9 +111,28 @@ def test_wrong_inputs(tmp_path, inputs, message):
         find_files([str(tmp_path / given) for given in inputs])
 
 
-def test_urls_are_refused_as_such():
-    with pytest.raises(InputError, match=r"s3://bucket/a.parquet is a URL; only local files can be read"):
-        find_files(["s3://bucket/a.parquet"])
+def test_file_urls_are_local_paths(tmp_path):
+    make(tmp_path, "a b.jsonl", "sub/c.jsonl", "sub/d#?.jsonl")
+    for given, expected in [
+        ("a%20b.jsonl", ["a b.jsonl"]),
+        ("a b.jsonl", ["a b.jsonl"]),
+        ("sub", ["sub/c.jsonl", "sub/d#?.jsonl"]),
+        ("*/c*", ["sub/c.jsonl"]),
+        ("sub/d%23%3F.jsonl", ["sub/d#?.jsonl"]),
+    ]:
+        found = find_files([f"file://{tmp_path}/{given}"])
+        assert [file.path for file in found] == [str(tmp_path / name) for name in expected]
+        assert all(file.remote is None for file in found)
+    with pytest.raises(InputError, match="the same file is given twice"):
+        find_files([f"file://{tmp_path}/sub/c.jsonl", str(tmp_path / "sub" / "c.jsonl")])
+    with pytest.raises(InputError, match=r"file://elsewhere/a.jsonl cannot be used"):
+        find_files(["file://elsewhere/a.jsonl"])
+
+
+def test_a_path_object_holds_no_url():
+    options = {"text_column": "text", "columns": ["text"], "memory_bytes": 1 << 30}
+    with pytest.raises(InputError, match=r"no file matches 's3:/bucket/a.jsonl'; a Path holds no URL: give a str"):
+        open_source(Path("s3://bucket/a.jsonl"), **options)
 
 
 def test_link_loops_do_not_hang(tmp_path):

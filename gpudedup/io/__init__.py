@@ -33,7 +33,7 @@ READERS: dict[str, Callable[..., Source]] = {
 """What reads each format of ``paths.FORMATS`` but Parquet, which may need room on disk."""
 
 ACCEPTED = (
-    "a path, glob or directory, a list of pathlib.Path, a list of str, an Arrow table or batch, anything with the "
+    "a path, glob, directory or URL, a list of pathlib.Path, a list of str, an Arrow table or batch, anything with the "
     "Arrow PyCapsule interface (Polars, pandas, DuckDB, datasets), a RecordBatchReader, a Dataset, or an iterable of "
     "batches"
 )
@@ -77,7 +77,7 @@ def open_paths(
     tmp: str | None = None,
     on_error: str = "fail",
 ) -> Source:
-    """An ordered corpus from files, globs and directories (``find_files``); the other parameters as for
+    """An ordered corpus from files, globs, directories and URLs (``find_files``); the other parameters as for
     ``open_source``.
     """
     files: list[InputFile] = find_files(paths)

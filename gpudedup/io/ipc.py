@@ -9,7 +9,6 @@ Before use, all columns that are read are checked in full: Arrow believes the le
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,9 +36,10 @@ from gpudedup.io.batches import (
     say,
     take,
 )
+from gpudedup.io.files import COPY_BYTES, OpenFile
 from gpudedup.io.messages import BATCH, DICTIONARY, SCHEMA, EndOfStreamError, Message, MessageError
-from gpudedup.io.paths import ChangedError, InputFile
-from gpudedup.io.skips import SkipLog
+from gpudedup.io.paths import InputFile
+from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
 from gpudedup.store.atomic import open_output, output_errors
@@ -52,10 +52,13 @@ compressed.
 
 COPY_SHARE = 8
 """A body that is not compressed is read up to 1 / COPY_SHARE of the memory, and mapped beyond, where another process
-that cuts the file off while it is read ends this one.
+that cuts the file off while it is read ends this one. A remote one is always read, up to 1 / BATCH_SHARE.
 """
 
-MAX_COPY_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
+METADATA_BYTES = 4 << 10
+"""What the metadata of a message hardly ever exceed."""
+
+MESSAGES_AT_ONCE = 256  # of which the metadata of a remote file are fetched together
 
 CUT_BYTES = 256 << 20
 """The kept rows of a body of more than this, not compressed, are written as several batches of about as much."""
@@ -120,9 +123,9 @@ class IpcShard:
         self.file, self._memory_bytes, self._skips = file, memory_bytes, skips
         self._messages: list[Message] = []
         self.is_file = False
-        with self._opened() as handle:
+        with self._opened() as opened:
             try:
-                problem = self._index(handle)
+                problem = self._index(opened)
             except READ_ERRORS as error:
                 raise InputError(f"{file.path} is no readable Arrow IPC file or stream: {say(error)}") from error
         self._places = [place for place, message in enumerate(self._messages) if message.kind == BATCH]
@@ -191,8 +194,8 @@ class IpcShard:
         self._check_keep(keep)
         self.file.check_unchanged()
         numbers = [number for number in self._with_rows(np.flatnonzero(keep)) if not self._is_damaged(number)]
-        with self._opened() as handle, self._reading(0):
-            compression = self._buffers(handle, self._messages[self._places[0]])[0] if self._places else None
+        with self._opened() as file, self._reading(0):
+            compression = self._buffers(file, self._messages[self._places[0]])[0] if self._places else None
         options = pa.ipc.IpcWriteOptions(
             compression=compression, use_threads=False, allow_64bit=True, emit_dictionary_deltas=True
         )
@@ -236,50 +239,51 @@ class IpcShard:
         yield start, batch.slice(start)
 
     @contextmanager
-    def _opened(self) -> Iterator[int]:
+    def _opened(self) -> Iterator[OpenFile]:
         try:
-            handle = os.open(self.name, os.O_RDONLY)
+            file = self.file.open()
         except OSError as error:
             raise InputError(f"cannot read {self.name}: {say(error)}") from error
-        try:
-            yield handle
-        finally:
-            os.close(handle)
+        with file:
+            yield file
 
-    def _index(self, handle: int) -> tuple[int, str] | None:
+    def _index(self, file: OpenFile) -> tuple[int, str] | None:
         """Find the schema and all messages. Returns the byte and reason where a stream is damaged, if it is."""
         size = self.file.fingerprint.size_bytes
-        start = os.pread(handle, 8, 0)
+        start = file.pread(8, 0)
         if start.startswith(b"FEA1"):
             raise MessageError("it is Feather version 1; write it again as version 2")
         if not start:
             raise MessageError("it is empty")
         self.is_file = start.startswith(messages.MAGIC)
         if self.is_file:
-            footer = messages.read_footer(handle, size)
+            footer = messages.read_footer(file, size)
             self._set_schema(footer.schema)
             for kind, offsets in ((DICTIONARY, footer.dictionaries), (BATCH, footer.batches)):
-                for offset in offsets:
+                for place, offset in enumerate(offsets):
+                    if place % MESSAGES_AT_ONCE == 0:
+                        ahead = offsets[place : place + MESSAGES_AT_ONCE]
+                        file.expect((start, start + METADATA_BYTES) for start in ahead)
                     if not 0 < offset < size:
                         raise MessageError(f"a message at byte {offset} of {size}")
-                    message = messages.read_message(handle, offset, size)
+                    message = messages.read_message(file, offset, size)
                     if message.kind != kind:
                         raise MessageError(f"a message of type {message.kind} at byte {offset}, not {kind}")
                     self._messages.append(message)
             return None
-        first = messages.read_message(handle, 0, size)
+        first = messages.read_message(file, 0, size)
         if first.kind != SCHEMA:
             raise MessageError("it does not begin with a schema")
         at = first.metadata_bytes + first.body_bytes
         self._limit(at, "the schema")
-        self._set_schema(_pread(handle, at, 0).to_pybytes())
+        self._set_schema(file.pread(at, 0))
         while True:
             try:
-                message = messages.read_message(handle, at, size)
+                message = messages.read_message(file, at, size)
                 if message.kind == SCHEMA:
                     raise MessageError("a second schema")
             except EndOfStreamError as end:
-                if os.pread(handle, 1 << 16, end.position).strip(b"\0"):
+                if file.pread(1 << 16, end.position).strip(b"\0"):
                     return end.position, f"{size - end.position} bytes follow the end of the stream"
                 return None
             except MessageError as error:
@@ -307,8 +311,8 @@ class IpcShard:
     def _indices(self, columns: Sequence[str]) -> list[int]:
         return sorted(self.schema.get_field_index(column) for column in columns)
 
-    def _buffers(self, handle: int, message: Message) -> tuple[str | None, list[tuple[int, int]]]:
-        return messages.buffers(os.pread(handle, message.metadata_bytes, message.offset))
+    def _buffers(self, file: OpenFile, message: Message) -> tuple[str | None, list[tuple[int, int]]]:
+        return messages.buffers(file.pread(message.metadata_bytes, message.offset))
 
     def _batches(
         self, numbers: Iterable[int], columns: Sequence[str] | None
@@ -317,7 +321,7 @@ class IpcShard:
 
         Raises InputError for one that cannot be decoded, and MemoryLimitError.
         """
-        with self._opened() as handle:
+        with self._opened() as file:
             feed = self._feed()
             reader: Any = None
             at = 0
@@ -331,7 +335,7 @@ class IpcShard:
                         reader = self._reader(feed, columns)
                     for before in range(at, place + 1):
                         if before == place or self._messages[before].kind == DICTIONARY:
-                            self._add(feed, handle, self._messages[before], number)
+                            self._add(feed, file, self._messages[before], number)
                     at = place + 1
                     batch, metadata = reader.read_next_batch_with_custom_metadata()
                     if batch.num_rows != self._messages[place].rows:
@@ -343,22 +347,22 @@ class IpcShard:
                 yield number, batch, metadata
                 del batch
 
-    def _add(self, feed: _Feed, handle: int, message: Message, number: int) -> None:
+    def _add(self, feed: _Feed, file: OpenFile, message: Message, number: int) -> None:
         """Feed a message, whose decoded size is known to be bounded."""
-        metadata = _pread(handle, message.metadata_bytes, message.offset)
+        metadata = file.buffer(message.metadata_bytes, message.offset)
         codec, found = messages.buffers(metadata.to_pybytes())
         feed.add(metadata)
         if not message.body_bytes:
             return
-        copied = min(self._memory_bytes // COPY_SHARE, MAX_COPY_BYTES)
+        copied = min(self._memory_bytes // COPY_SHARE, COPY_BYTES)
         offset = message.offset + message.metadata_bytes
-        if codec is None and message.body_bytes > copied:
+        if codec is None and message.body_bytes > copied and self.file.remote is None:
             with pa.memory_map(self.name) as mapped:
                 mapped.seek(offset)
                 body = mapped.read_buffer(message.body_bytes)
         else:
             self._limit(message.body_bytes, self._what(number))
-            body = _pread(handle, message.body_bytes, offset)
+            body = file.buffer(message.body_bytes, offset)
         if len(memoryview(body)) != message.body_bytes:
             raise MessageError("it was cut off")
         if codec is not None:
@@ -401,6 +405,9 @@ class IpcShard:
                 try:
                     for _ in self._batches([number], None):
                         pass
+                except UnskippableError:
+                    del self._damage[number]
+                    raise
                 except InputError as error:
                     self.file.check_unchanged()
                     first, stop = self._span(number)
@@ -443,18 +450,6 @@ def _pieces(batch: pa.RecordBatch, target_bytes: int) -> Iterator[tuple[int, pa.
     for start in range(0, batch.num_rows, MAX_ROWS):
         for first, piece in bounded_slices(batch.slice(start, MAX_ROWS), target_bytes):
             yield start + first, piece
-
-
-def _pread(handle: int, size: int, offset: int) -> pa.Buffer:
-    """Bytes of a file in a buffer of Arrow, at most ``size``."""
-    buffer = pa.allocate_buffer(size, resizable=True)
-    view, done = memoryview(buffer), 0
-    while done < size:
-        count = os.preadv(handle, [view[done : done + MAX_COPY_BYTES]], offset + done)
-        if not count:
-            break
-        done += count
-    return buffer.slice(0, done)
 
 
 def _within(rows: Rows, first: int, stop: int) -> Rows:
@@ -512,7 +507,7 @@ class IpcSource(TableSource):
             self._skips.register(file.path)
             try:
                 shard = IpcShard(file, memory_bytes, self._skips)
-            except ChangedError:
+            except UnskippableError:
                 raise
             except InputError as error:
                 self._skips.add(file.path, None, 0, str(error))

@@ -9,9 +9,10 @@ that are there. Reading one costs about 20 us.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
+
+from gpudedup.io.files import OpenFile
 
 SCHEMA, DICTIONARY, BATCH = 1, 2, 3
 CODECS = {0: "lz4", 1: "zstd"}
@@ -96,12 +97,12 @@ class _Table:
         return value
 
 
-def read_message(handle: int, offset: int, end: int) -> Message:
+def read_message(file: OpenFile, offset: int, end: int) -> Message:
     """The message at a byte of an open file, of which the messages end at ``end``.
 
     Raises EndOfStreamError at the end, MessageError for metadata that are damaged or cut off, and OSError.
     """
-    prefix = os.pread(handle, min(8, end - offset), offset)
+    prefix = file.pread(min(8, end - offset), offset)
     if not prefix:
         raise EndOfStreamError(offset)
     if len(prefix) < 4:
@@ -115,7 +116,7 @@ def read_message(handle: int, offset: int, end: int) -> Message:
         raise EndOfStreamError(offset + prefix_bytes)
     if length > end - offset - prefix_bytes:
         raise MessageError(f"metadata of {length} bytes, where {end - offset - prefix_bytes} are left")
-    data = os.pread(handle, length, offset + prefix_bytes)
+    data = file.pread(length, offset + prefix_bytes)
     if len(data) != length:
         raise MessageError(f"{len(data)} of {length} bytes of metadata")
     message = _Table.root(data)
@@ -145,15 +146,15 @@ class Footer:
     batches: list[int]
 
 
-def read_footer(handle: int, size: int) -> Footer:
+def read_footer(file: OpenFile, size: int) -> Footer:
     """The footer of an open IPC file of ``size`` bytes. Raises MessageError and OSError."""
-    tail = os.pread(handle, 10, max(0, size - 10))
+    tail = file.pread(10, max(0, size - 10))
     if len(tail) < 10 or tail[4:] != MAGIC:
         raise MessageError("it does not end as an Arrow file does, and may be cut off")
     length = struct.unpack_from("<i", tail)[0]
     if not 0 < length <= size - 10 - 8:
         raise MessageError(f"a footer of {length} bytes in a file of {size}")
-    data = os.pread(handle, length, size - 10 - length)
+    data = file.pread(length, size - 10 - length)
     footer = _Table.root(data)
     schema = footer.table(1)
     if schema is None:

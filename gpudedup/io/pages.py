@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.io.files import OpenFile
+
 DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 0, 2, 3
 PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8
 MAX_HEADER_BYTES = 16 << 20  # as Arrow: statistics in a header can hold whole values
@@ -43,7 +45,7 @@ class ChunkPages:
     all_dictionary: bool = False
 
 
-def scan_pages(file: BinaryIO, start: int, length: int, value_count: int) -> ChunkPages:
+def scan_pages(file: BinaryIO | OpenFile, start: int, length: int, value_count: int) -> ChunkPages:
     """Walk the page headers of a column chunk until ``value_count`` values are found.
 
     start, length: the chunk's bytes in ``file``. Raises PageError.
@@ -89,7 +91,7 @@ def _integer(fields: Any, key: int, position: int) -> int:
     return value
 
 
-def _page_header(file: BinaryIO, position: int, limit: int) -> tuple[dict[int, Any], int]:
+def _page_header(file: BinaryIO | OpenFile, position: int, limit: int) -> tuple[dict[int, Any], int]:
     window = 512
     while True:
         file.seek(position)

@@ -34,9 +34,10 @@ from gpudedup.io.batches import (
     take,
     value_bytes,
 )
+from gpudedup.io.files import OpenFile
 from gpudedup.io.pages import ChunkPages, scan_pages
-from gpudedup.io.paths import ChangedError, InputFile
-from gpudedup.io.skips import SkipLog
+from gpudedup.io.paths import InputFile
+from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
 from gpudedup.store.atomic import open_output, output_errors
@@ -49,6 +50,8 @@ REPETITION = 4
 """From this many decoded bytes per stored byte on, a wholly dictionary-encoded column is read without decoding it."""
 
 BUFFER_BYTES = 1 << 20
+REMOTE_BUFFER_BYTES = 8 << 20  # of every column that is read, if its chunk is not fetched as a whole
+EXPECT_SHARE = 16  # the chunks of a remote row group are held if they take 1 / EXPECT_SHARE of the memory or less
 PAGE_SHARE = 4  # a page may take 1 / PAGE_SHARE of the memory: it is held compressed, decompressed and decoded
 SPILL_SHARE = 8  # kept rows of a row group above 1 / SPILL_SHARE of the memory wait in a file until they are written
 
@@ -70,7 +73,7 @@ class ParquetShard:
         )
         self.metadata: pq.FileMetaData | None = None
         try:
-            with self._open() as parquet:
+            with file.open() as handle, self._open(handle) as parquet:
                 self.metadata = parquet.metadata
                 self.schema: pa.Schema = parquet.schema_arrow
                 self._leaves = [parquet.schema.column(leaf) for leaf in range(self.metadata.num_columns)]
@@ -145,11 +148,11 @@ class ParquetShard:
         repeated: set[str] = set()
         for group in groups:
             if not self._is_damaged(group):
-                with self._reading(group):
-                    repeated.update(self._repeated(group, names))
+                with self._reading(group) as file:
+                    repeated.update(self._repeated(file, group, names))
         encoded = sorted(repeated)
         try:
-            with self._open(encoded) as parquet:
+            with self.file.open() as file, self._open(file, encoded) as parquet:
                 schema = parquet.schema_arrow
         except READ_ERRORS as error:
             self.file.check_unchanged()
@@ -225,8 +228,8 @@ class ParquetShard:
         """Options that make the output like the input: codec and dictionary per column, page index, sorting."""
         if not self._footer.num_row_groups or not self._leaves:
             return {"compression": "zstd"}
-        with self._reading(0):
-            group = self._row_group(0)
+        with self._reading(0) as file:
+            group = self._row_group(file, 0)
             chunks = [(column.path, group.column(leaf)) for leaf, column in enumerate(self._leaves)]
             options: dict[str, Any] = {
                 "compression": {path: _CODECS.get(str(chunk.compression), "zstd") for path, chunk in chunks},
@@ -238,12 +241,12 @@ class ParquetShard:
                 options["sorting_columns"] = group.sorting_columns
             return options
 
-    def _open(self, encoded: Sequence[str] = ()) -> pq.ParquetFile:
+    def _open(self, file: OpenFile, encoded: Sequence[str] = ()) -> pq.ParquetFile:
         return pq.ParquetFile(
-            pa.OSFile(self.file.path),
+            file.arrow(),
             metadata=self.metadata,
             read_dictionary=list(encoded) or None,
-            buffer_size=BUFFER_BYTES,
+            buffer_size=BUFFER_BYTES if self.file.remote is None else REMOTE_BUFFER_BYTES,
             pre_buffer=False,
             page_checksum_verification=True,
         )
@@ -262,12 +265,13 @@ class ParquetShard:
         """
         first, stop = self._spans()[group]
         names = [field.name for field in self.schema] if columns is None else list(columns)
-        with self._reading(group):
+        with self._reading(group) as file:
+            self._expect(file, group, names)
             if may_repeat is not None:
-                encoded = self._repeated(group, [name for name in names if name in may_repeat])
-            batch_rows = self._batch_rows(group, names, encoded)
+                encoded = self._repeated(file, group, [name for name in names if name in may_repeat])
+            batch_rows = self._batch_rows(file, group, names, encoded)
             at = first
-            with self._open(encoded) as parquet:
+            with self._open(file, encoded) as parquet:
                 for batch in parquet.iter_batches(
                     batch_rows, row_groups=[group], columns=None if columns is None else names, use_threads=False
                 ):
@@ -281,10 +285,13 @@ class ParquetShard:
                 raise ValueError(f"{at - first} rows instead of {stop - first}")
 
     @contextlib.contextmanager
-    def _reading(self, group: int) -> Iterator[None]:
-        """Turn what goes wrong with decoding a row group into InputError, ChangedError if the file was changed."""
+    def _reading(self, group: int) -> Iterator[OpenFile]:
+        """The file, open. What goes wrong with decoding a row group becomes InputError, ChangedError if the file was
+        changed.
+        """
         try:
-            yield
+            with self.file.open() as file:
+                yield file
         except READ_ERRORS as error:
             self.file.check_unchanged()
             raise InputError(
@@ -309,7 +316,7 @@ class ParquetShard:
                 try:
                     for _ in self._group(group, None, None):
                         pass
-                except ChangedError:
+                except UnskippableError:
                     del self._damage[group]
                     raise
                 except InputError as error:
@@ -319,25 +326,32 @@ class ParquetShard:
                     self._damage[group] = reason
             return self._damage[group] is not None
 
-    def _row_group(self, group: int) -> pq.RowGroupMetaData:
+    def _row_group(self, file: OpenFile, group: int) -> pq.RowGroupMetaData:
         """The footer's entry of a row group, after Arrow's reader has looked at all of it.
 
         Asking pyarrow's metadata for a damaged column chunk aborts the process; its reader raises.
         """
         if group not in self._checked:
-            with self._open() as parquet:
+            with self._open(file) as parquet:
                 next(parquet.reader.iter_batches(0, row_groups=[group], use_threads=False), None)
             self._checked.add(group)
         return self._footer.row_group(group)
 
-    def _pages(self, group: int, leaf: int) -> ChunkPages:
+    def _expect(self, file: OpenFile, group: int, names: Sequence[str]) -> None:
+        """Have the chunks of these columns fetched together, if they may be held: they are read twice, first in leaps
+        from page to page.
+        """
+        if self.file.remote is None:
+            return
+        metadata = self._row_group(file, group)
+        chunks = [metadata.column(leaf) for leaf, column in enumerate(self._leaves) if _is_of(column.path, names)]
+        if sum(chunk.total_compressed_size for chunk in chunks) <= self._memory_bytes // EXPECT_SHARE:
+            file.expect((_start(chunk), _start(chunk) + chunk.total_compressed_size) for chunk in chunks)
+
+    def _pages(self, file: OpenFile, group: int, leaf: int) -> ChunkPages:
         """The pages of a column chunk. Raises PageError, and MemoryLimitError for one that is too large to decode."""
-        chunk = self._row_group(group).column(leaf)
-        start = chunk.data_page_offset
-        if chunk.has_dictionary_page and chunk.dictionary_page_offset and 0 < chunk.dictionary_page_offset < start:
-            start = chunk.dictionary_page_offset
-        with open(self.file.path, "rb") as file:
-            pages = scan_pages(file, start, chunk.total_compressed_size, chunk.num_values)
+        chunk = self._row_group(file, group).column(leaf)
+        pages = scan_pages(file, _start(chunk), chunk.total_compressed_size, chunk.num_values)
         largest_bytes = max(pages.dictionary_bytes, int(pages.page_bytes.max(initial=0)))
         if largest_bytes > self._memory_bytes // PAGE_SHARE:
             raise MemoryLimitError(
@@ -347,9 +361,9 @@ class ParquetShard:
             )
         return pages
 
-    def _repeated(self, group: int, names: Sequence[str]) -> list[str]:
+    def _repeated(self, file: OpenFile, group: int, names: Sequence[str]) -> list[str]:
         """Which of these columns store few values that many rows share, so that decoding them all would be a waste."""
-        metadata = self._row_group(group)
+        metadata = self._row_group(file, group)
         repeated = []
         for leaf, column in enumerate(self._leaves):
             chunk = metadata.column(leaf)
@@ -357,20 +371,20 @@ class ParquetShard:
                 continue
             if column.path not in self.schema.names or not is_text(self.schema.field(column.path).type):
                 continue
-            pages = self._pages(group, leaf)
+            pages = self._pages(file, group, leaf)
             decoded_bytes = chunk.num_values * pages.dictionary_bytes // max(1, pages.dictionary_values)
             stored_bytes = pages.dictionary_bytes + int(pages.page_bytes.sum())
             if pages.all_dictionary and decoded_bytes > max(TARGET_BYTES, REPETITION * stored_bytes):
                 repeated.append(column.path)
         return repeated
 
-    def _batch_rows(self, group: int, names: Sequence[str], encoded: Sequence[str]) -> int:
+    def _batch_rows(self, file: OpenFile, group: int, names: Sequence[str], encoded: Sequence[str]) -> int:
         """Rows a batch of these columns, so that it decodes to about ``TARGET_BYTES`` and at worst ``LIMIT_BYTES``.
 
         The worst case of n rows is counted per column: n times the longest value of the dictionary, and the bytes of
         all plain pages that n rows can touch. (Within lists, values are taken to be spread evenly over the rows.)
         """
-        metadata = self._row_group(group)
+        metadata = self._row_group(file, group)
         row_count = max(1, metadata.num_rows)
         expected_bytes, per_row_bytes, largest_bytes = 0.0, 0.0, 0
         plain: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]] = []
@@ -378,7 +392,7 @@ class ParquetShard:
             name = next((name for name in names if column.path == name or column.path.startswith(name + ".")), None)
             if name is None:
                 continue
-            pages = self._pages(group, leaf)
+            pages = self._pages(file, group, leaf)
             values_per_row = int(pages.values.sum()) / row_count
             if column.physical_type != "BYTE_ARRAY":
                 width = _WIDTHS.get(column.physical_type, 0) or max(1, column.length)
@@ -393,7 +407,7 @@ class ParquetShard:
             mean = pages.dictionary_bytes / max(1, pages.dictionary_values) if not is_encoded else 4
             expected_bytes += float(np.where(repeats > 0, pages.values * mean, pages.page_bytes).sum())
             if longest == pages.dictionary_bytes > LIMIT_BYTES // 256 and column.path == name:
-                longest = self._longest_in_dictionary(group, name, pages)
+                longest = self._longest_in_dictionary(file, group, name, pages)
             per_row_bytes += longest * values_per_row
             plain.append(
                 (np.cumsum(pages.values) / max(1e-9, values_per_row), np.where(pages.repeats > 0, 0, pages.page_bytes))
@@ -405,14 +419,26 @@ class ParquetShard:
             rows //= 2
         return rows
 
-    def _longest_in_dictionary(self, group: int, name: str, pages: ChunkPages) -> int:
+    def _longest_in_dictionary(self, file: OpenFile, group: int, name: str, pages: ChunkPages) -> int:
         """Bytes of the longest value in a column chunk's dictionary."""
-        with self._open([name]) as parquet:
+        with self._open(file, [name]) as parquet:
             batches = parquet.iter_batches(1, row_groups=[group], columns=[name], use_threads=False)
             column = next(iter(batches)).column(0)
         if pt.is_dictionary(column.type) and len(column.dictionary) == pages.dictionary_values > 0:
             return int(value_bytes(column.dictionary).max())
         return pages.dictionary_bytes
+
+
+def _is_of(path: str, names: Sequence[str]) -> bool:
+    """Whether a leaf belongs to one of these columns."""
+    return any(path == name or path.startswith(name + ".") for name in names)
+
+
+def _start(chunk: pq.ColumnChunkMetaData) -> int:
+    """The first byte of a column chunk in its file."""
+    start = int(chunk.data_page_offset)
+    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+    return first if first and 0 < first < start else start
 
 
 def _window_bytes(rows: int, row_ends: npt.NDArray[np.float64], page_bytes: npt.NDArray[np.int64]) -> int:
@@ -457,7 +483,7 @@ class ParquetSource(TableSource):
             skips.register(file.path)
             try:
                 self.shards.append(ParquetShard(file, text_column, memory_bytes, tmp, skips))
-            except ChangedError:
+            except UnskippableError:
                 raise
             except InputError as error:
                 skips.add(file.path, None, 0, str(error))

@@ -1,16 +1,21 @@
-"""From paths, globs and directories to an ordered list of input files."""
+"""From paths, globs, directories and URLs to an ordered list of input files, and how each is opened."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
+import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from gpudedup.errors import InputError
-from gpudedup.io.remote import file_parts, is_url
+from gpudedup.io.files import COPY_BYTES, LocalFile, RemoteFile
+from gpudedup.io.remote import BUCKETS, Remote, Remotes, Url, file_parts, is_url
+from gpudedup.io.skips import UnskippableError
 from gpudedup.io.source import Fingerprint
 
 _WHOLE = {".parquet": "parquet", ".arrow": "ipc", ".arrows": "ipc", ".feather": "ipc", ".ipc": "ipc"}
@@ -33,57 +38,96 @@ FORMAT_NAMES = {
 }
 
 
-class ChangedError(InputError):
-    """A file that was changed or removed while it was read; no damage that could be skipped."""
+class ChangedError(UnskippableError):
+    """A file that was changed or removed while it was read."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file. ``path`` is as given, or as found below the directory or glob that was given."""
+    """One input file. ``path`` is as given, or as found below the directory or glob that was given; of a remote file
+    it is the URL without secrets.
+    """
 
     path: str
     format: str
     compression: str | None
     fingerprint: Fingerprint
+    remote: Remote | None = None
+    """Where a file is that a URL names."""
+
+    def open(self) -> LocalFile | RemoteFile:
+        """The file, open for reading its bytes as they are stored. Raises OSError for a local one."""
+        if self.remote is None:
+            return LocalFile(self.path)
+        return RemoteFile(self.remote, self.fingerprint.size_bytes, self.check_unchanged)
+
+    def contents(self) -> bytes:
+        """All bytes as they are stored. Raises ChangedError, and OSError or ValueError if they cannot be read."""
+        if self.remote is not None:
+            with self.open() as file:
+                data = file.read()
+            self.check_unchanged()
+            return data
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            parts = []
+            missing = self.fingerprint.size_bytes + 1
+            while part := os.read(handle, min(missing, COPY_BYTES)):
+                parts.append(part)
+                missing -= len(part)
+            now = _fingerprint(os.fstat(handle))
+            if missing != 1 or now != self.fingerprint:
+                self.check_unchanged()
+                raise ValueError(f"{self.fingerprint.size_bytes + 1 - missing} bytes instead of {now.size_bytes}")
+        finally:
+            os.close(handle)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def check_unchanged(self) -> None:
-        """Raise ChangedError if the file's size or time differs from when it was found, or it is gone."""
+        """Raise ChangedError if the file's size, time or tag differs from when it was found, or it is gone."""
+        now = self._now()
+        if now is None:
+            raise ChangedError(f"{self.path} was removed while it was being read; run again")
+        if now != self.fingerprint:
+            raise ChangedError(
+                f"{self.path} changed while it was being read: {self.fingerprint} at the start, {now} now; run again"
+            )
+
+    def _now(self) -> Fingerprint | None:
+        if self.remote is not None:
+            entry = self.remote.entry()
+            return None if entry is None else entry.mark
         try:
-            now = _fingerprint(os.stat(self.path))
-        except FileNotFoundError as error:
-            raise ChangedError(f"{self.path} was removed while it was being read; run again") from error
+            return _fingerprint(os.stat(self.path))
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise ChangedError(f"{self.path}: {error.strerror} while it was being read; run again") from error
-        if now != self.fingerprint:
-            before = self.fingerprint
-            raise ChangedError(
-                f"{self.path} changed while it was being read: {before.size_bytes} bytes with mtime_ns "
-                f"{before.mtime_ns} at the start, {now.size_bytes} bytes with mtime_ns {now.mtime_ns} now; run again"
-            )
 
 
 def find_files(inputs: Sequence[str]) -> list[InputFile]:
-    """The files that ``inputs`` name, in input order: paths as given, a glob or directory by the bytes of relative
-    paths.
+    """The files that ``inputs`` name, in input order: paths and URLs as given, a glob or directory by the bytes of
+    relative paths.
 
     A directory means every file below it with a known suffix; names that begin with "." or "_" are left out, and so are
     symbolic links back to a directory above. A glob that matches a directory means the same for it. Plain text files
     count only if a directory or glob gives nothing else, so that a README beside the data is no document.
+    All of this holds for URLs too, with prefixes for directories; ``file://`` URLs mean the path.
     Raises InputError if something does not exist, is no regular file, has an unknown suffix, or is named twice, and
     for files of different formats, but CSV and TSV.
     """
     if not inputs:
         raise InputError("no input was given; name at least one file, directory or glob")
     files: list[InputFile] = []
+    remotes = Remotes()
     for given in inputs:
-        files.extend(_expand(given))
-    seen: dict[tuple[int, int], str] = {}
+        if is_url(given) and Url.parse(given).scheme != "file":
+            files.extend(_expand_url(given, remotes))
+        else:
+            files.extend(_expand(remotes.of(given).path if is_url(given) else given))
+    seen: dict[object, str] = {}
     for file in files:
-        try:
-            status = os.stat(file.path)
-        except OSError as error:
-            raise InputError(f"cannot read {file.path}: {error.strerror}") from error
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity(file)
         other = seen.get(identity)
         seen[identity] = file.path
         if other is not None:
@@ -119,10 +163,116 @@ def _expand(given: str) -> list[InputFile]:
             return [_input_file(path) for path in sorted(_data_files(set(found)), key=os.fsencode)]
         if matches:
             raise InputError(f"{given} matches {matches[0]} but nothing with a known suffix ({KNOWN})")
-    if "://" in given:
-        raise InputError(f"{given} is a URL; only local files can be read: mount or copy them first")
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+:/[^/]", given):
+        raise InputError(f"no file matches {given!r}; a Path holds no URL: give a str with ://")
     _require_permission(given)
     raise InputError(f"no file matches {given!r}; working directory is {os.getcwd()}")
+
+
+def _expand_url(given: str, remotes: Remotes) -> list[InputFile]:
+    remote = remotes.of(given)
+    name, path = remote.url.name, remote.url.path
+    if not path.endswith("/"):
+        entry = remote.entry()
+        if entry is not None and entry.mark is not None:
+            return [_remote_file(remote, entry.mark)]
+        if entry is None and not glob.has_magic(path):
+            _require_bucket(remote)
+            raise InputError(f"there is no file {name}, nor any below it")
+    if not glob.has_magic(path):
+        found = _below(remote)
+        if not found:
+            _require_bucket(remote)
+            raise InputError(f"{name} holds no file with a known suffix ({KNOWN})")
+    else:
+        segments = [_unquoted_pattern(segment) for segment in path.split("/")[1:]]
+        first = next(number for number, segment in enumerate(segments) if glob.has_magic(segment))
+        folder = "".join(f"/{segment}" for segment in path.split("/")[1 : first + 1])
+        remote = remotes.of(replace(remote.url, path=folder).whole)
+        found = _matching(remote, segments[first:])
+        if not found:
+            _require_bucket(remote)
+            raise InputError(f"no file with a known suffix matches {name} ({KNOWN})")
+    chosen = set(_data_files(found))
+    return [_remote_file(remote.below(path), mark) for path, mark in sorted(found.items()) if path in chosen]
+
+
+def _unquoted_pattern(segment: str) -> str:
+    """A segment of a URL as a pattern for ``fnmatch``: what was quoted in it stands for itself."""
+    return re.sub("(?:%[0-9A-Fa-f]{2})+", lambda match: glob.escape(urllib.parse.unquote(match[0])), segment)
+
+
+def _below(remote: Remote) -> dict[str, Fingerprint]:
+    """Every file below a directory with a known suffix, by its relative path."""
+    found = remote.entries(recursive=True)
+    return {
+        entry.path: entry.mark
+        for entry in found
+        if entry.mark is not None and suffix_of(entry.path) and not _has_hidden(entry.path.split("/"))
+    }
+
+
+def _matching(remote: Remote, pattern: Sequence[str]) -> dict[str, Fingerprint]:
+    """The files below a directory that match a pattern of names, or are below a directory that does."""
+    hidden = _has_hidden(pattern)
+    found: dict[str, Fingerprint] = {}
+    folders = [""]
+    for number, segment in enumerate(pattern):
+        last = number == len(pattern) - 1 or segment == "**"
+        if not last and not glob.has_magic(segment):
+            folders = [f"{folder}/{segment}" if folder else segment for folder in folders]
+            continue
+        inside = []
+        for folder in folders:
+            for entry in (remote.below(folder) if folder else remote).entries(recursive=segment == "**"):
+                path = f"{folder}/{entry.path}" if folder else entry.path
+                names = entry.path.split("/")
+                if (_has_hidden(names) and not hidden) or not _matches(names, pattern[number:] if last else [segment]):
+                    continue
+                if entry.mark is None:
+                    inside.append(path)
+                elif last and suffix_of(path):
+                    found[path] = entry.mark
+        folders = inside
+        if segment == "**":
+            return found
+    for folder in folders:
+        found |= {f"{folder}/{path}": mark for path, mark in _below(remote.below(folder)).items()}
+    return found
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the names of a path match a pattern of as many, in which ``**`` stands for any number of them."""
+    reached = _after_any({0}, pattern)  # how many segments the names so far can use up
+    for name in names:
+        passed = {place for place in reached if place < len(pattern) and pattern[place] == "**"}
+        passed |= {place + 1 for place in reached if place < len(pattern) and fnmatchcase(name, pattern[place])}
+        reached = _after_any(passed, pattern)
+    return len(pattern) in reached
+
+
+def _after_any(reached: set[int], pattern: Sequence[str]) -> set[int]:
+    """With the places after every ``**`` that is reached, since it may stand for nothing."""
+    for place, segment in enumerate(pattern):
+        if segment == "**" and place in reached:
+            reached.add(place + 1)
+    return reached
+
+
+def _has_hidden(names: Iterable[str]) -> bool:
+    return any(name.startswith((".", "_")) for name in names)
+
+
+def _require_bucket(remote: Remote) -> None:
+    """Raise InputError if there is no bucket of that name."""
+    url = replace(remote.url, path="")
+    if url.scheme in BUCKETS and Remote(remote.filesystem, url.authority, url).entry() is None:
+        raise InputError(f"there is no bucket {url.authority!r} where {url.name} leads, or you may not see it")
+
+
+def _remote_file(remote: Remote, mark: Fingerprint) -> InputFile:
+    file_parts(remote.url.name)  # refuses keys that no output can be named after, and S3 by pyarrow cannot read
+    return InputFile(remote.url.name, *_format_of(remote.url.name), mark, remote)
 
 
 def _require_permission(given: str) -> None:
@@ -217,9 +367,20 @@ def common_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
+def _identity(file: InputFile) -> object:
+    """What two files have in common only if they are one."""
+    if file.remote is not None:
+        return file.path
+    try:
+        status = os.stat(file.path)
+    except OSError as error:
+        raise InputError(f"cannot read {file.path}: {error.strerror}") from error
+    return status.st_dev, status.st_ino
+
+
 def suffix_of(path: str) -> str | None:
-    """The known suffix of a path, or None."""
-    name = os.path.basename(path).lower()
+    """The known suffix of a path or URL, or None."""
+    name = os.path.basename(Url.parse(path).plain if is_url(path) else path).lower()
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
 
 
@@ -238,8 +399,11 @@ def _input_file(path: str) -> InputFile:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(f"{path} is not a regular file; give files, directories or globs")
+    return InputFile(path, *_format_of(path), _fingerprint(status))
+
+
+def _format_of(path: str) -> tuple[str, str | None]:
     suffix = suffix_of(path)
     if suffix is None:
         raise InputError(f"{path} has no suffix that says its format; known are {KNOWN}")
-    kind, compression = FORMATS[suffix]
-    return InputFile(path, kind, compression, _fingerprint(status))
+    return FORMATS[suffix]

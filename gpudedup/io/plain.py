@@ -6,9 +6,11 @@ bytes, and one that is removed is left out.
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +18,17 @@ import pyarrow as pa
 
 from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
+from gpudedup.io.files import result_of
 from gpudedup.io.paths import InputFile
-from gpudedup.io.skips import SkipLog
+from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint, Skipped
-from gpudedup.io.streams import BOM, open_stream, well_formed
+from gpudedup.io.streams import BOM, Decompressed, open_stream, well_formed
 
 BLOCK_BYTES = 1 << 20
 """Bytes decompressed or copied at a time."""
 
-READ_BYTES = 1 << 30  # Linux reads no more than 2 GB at once
+FILES_AHEAD = 16
+"""Remote files that are fetched at a time, each in some requests of some 30 ms."""
 
 FILE_SHARE = 4
 """A file may take 1 / FILE_SHARE of the memory, decompressed: it is held as a whole, and twice if it is ill-formed."""
@@ -56,7 +60,7 @@ class PlainFile:
         Raises InputError, at the end at the latest, if they cannot be read or are not those that were there at first.
         """
         try:
-            with io.FileIO(self.path) as origin:
+            with self.file.open() as origin:
                 while block := origin.read(BLOCK_BYTES):
                     yield block
         except OSError as error:
@@ -85,8 +89,8 @@ class PlainShard:
         rows = np.arange(len(self.files)) if wanted is None else wanted
         texts: list[bytes | bytearray | None] = []
         size_bytes = first = 0
-        for place, row in enumerate(rows.tolist()):
-            text = self._text(self.files[row].file)
+        for place, (file, contents) in enumerate(_ahead([self.files[row].file for row in rows])):
+            text = self._text(file, contents)
             length = len(text) if text is not None else 0
             if texts and (size_bytes + length > TARGET_BYTES or len(texts) == MAX_ROWS):
                 yield self._batch(rows[first:place], texts, columns)
@@ -109,10 +113,13 @@ class PlainShard:
         batch = pa.RecordBatch.from_arrays([column] * len(columns), names=list(columns))
         return Batch(rows, batch, rows[[text is None for text in texts]])
 
-    def _text(self, file: InputFile) -> bytes | bytearray | None:
+    def _text(self, file: InputFile, contents: Callable[[], bytes]) -> bytes | bytearray | None:
         """The bytes of a file's text, ill-formed ones too; None if it is damaged and skipped."""
         try:
-            data = self._stored(file) if file.compression is None else self._decompressed(file)
+            self._check_length(file, file.fingerprint.size_bytes)
+            data = contents() if file.compression is None else self._decompressed(file, contents)
+        except UnskippableError:
+            raise
         except (InputError, *READ_ERRORS) as error:
             file.check_unchanged()
             self._skips.add(file.path, 0, 1, f"{file.path} cannot be read: {say(error)}")
@@ -122,32 +129,20 @@ class PlainShard:
             return None
         return data[len(BOM) :] if data.startswith(BOM) else data
 
-    def _stored(self, file: InputFile) -> bytes:
-        """All bytes of a file that is not compressed."""
-        self._check_length(file, file.fingerprint.size_bytes)
-        handle = os.open(file.path, os.O_RDONLY)
-        try:
-            parts = []
-            missing = file.fingerprint.size_bytes + 1
-            while part := os.read(handle, min(missing, READ_BYTES)):
-                parts.append(part)
-                missing -= len(part)
-            status = os.fstat(handle)
-            if missing != 1 or file.fingerprint != Fingerprint(status.st_size, status.st_mtime_ns):
-                file.check_unchanged()
-                raise ValueError(f"{file.fingerprint.size_bytes + 1 - missing} bytes instead of {status.st_size}")
-        finally:
-            os.close(handle)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _decompressed(self, file: InputFile) -> bytearray:
-        data = bytearray()
+    def _decompressed(self, file: InputFile, contents: Callable[[], bytes]) -> bytearray:
+        if file.remote is not None:
+            return self._read_all(file, Decompressed(file, pa.BufferReader(contents())))
         file.check_unchanged()
         with open_stream(file, 0) as (stream, _):
-            while chunk := stream.read(BLOCK_BYTES):
-                data += chunk
-                self._check_length(file, len(data))
+            data = self._read_all(file, stream)
         file.check_unchanged()
+        return data
+
+    def _read_all(self, file: InputFile, stream: Any) -> bytearray:
+        data = bytearray()
+        while chunk := stream.read(BLOCK_BYTES):
+            data += chunk
+            self._check_length(file, len(data))
         return data
 
     def _check_length(self, file: InputFile, length: int) -> None:
@@ -194,6 +189,28 @@ class PlainSource:
 
     def close(self) -> None:
         """Nothing is held open between reads."""
+
+
+def _ahead(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, Callable[[], bytes]]]:
+    """Each file with what gives its contents. Small remote ones are fetched meanwhile, several at a time."""
+    if all(file.remote is None for file in files):
+        yield from ((file, file.contents) for file in files)
+        return
+    coming: deque[tuple[InputFile, Callable[[], bytes]]] = deque()
+    coming_bytes = 0
+    pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="gpudedup-fetch")
+    try:
+        for file in files:
+            size_bytes = file.fingerprint.size_bytes
+            while coming and (len(coming) == FILES_AHEAD or coming_bytes + size_bytes > TARGET_BYTES):
+                coming_bytes -= coming[0][0].fingerprint.size_bytes
+                yield coming.popleft()
+            fetched = size_bytes <= TARGET_BYTES
+            coming.append((file, partial(result_of, pool.submit(file.contents)) if fetched else file.contents))
+            coming_bytes += size_bytes
+        yield from coming
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _text_array(texts: list[bytes | bytearray | None]) -> pa.Array:

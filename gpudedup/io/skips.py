@@ -9,6 +9,10 @@ from gpudedup.errors import InputError
 from gpudedup.io.source import Skipped
 
 
+class UnskippableError(InputError):
+    """A file that cannot be read now, though nothing says that it is damaged: on_error="skip" must not leave it out."""
+
+
 def skipped_files(skipped: Iterable[Skipped]) -> int:
     """How many files were left out as a whole."""
     return len({entry.shard for entry in skipped if entry.first_row is None})

@@ -41,10 +41,17 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What shows that a file was changed: its bytes and the time of its last change."""
+    """What shows that a file was changed: its bytes, the time of its last change, and the tag of its content, which
+    some object stores give.
+    """
 
     size_bytes: int
     mtime_ns: int
+    etag: str | None = None
+
+    def __str__(self) -> str:
+        tag = "" if self.etag is None else f" and etag {self.etag}"
+        return f"{self.size_bytes} bytes with mtime_ns {self.mtime_ns}{tag}"
 
 
 class Shard(Protocol):

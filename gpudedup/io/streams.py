@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,14 +50,12 @@ def open_stream(file: InputFile, offset: int) -> Iterator[tuple[Any, Callable[[]
     """
     try:
         if file.compression is None:
-            raw: Any = io.FileIO(file.path)
+            raw: Any = file.open()
             raw.seek(offset)
             stream: Any = raw
         else:
-            if not file.fingerprint.size_bytes:
-                raise UnreadableError(f"{file.path} is empty, which no {file.compression} file is; it may be cut off")
-            raw = pa.OSFile(file.path)
-            stream = _Decompressed(file, raw)
+            raw = file.open().arrow()
+            stream = Decompressed(file, raw)
     except OSError as error:
         file.check_unchanged()
         reason = error.strerror or say(error)
@@ -67,14 +64,18 @@ def open_stream(file: InputFile, offset: int) -> Iterator[tuple[Any, Callable[[]
         yield stream, raw.tell if stream is raw else stream.tell
 
 
-class _Decompressed:
-    """A compressed file's bytes. All that stands before damage is given before the error is raised.
+class Decompressed:
+    """The bytes of a compressed file, from a stream ``raw`` of its stored ones. All that stands before damage is given
+    before the error is raised.
 
     Arrow's stream drops what it decompressed in the same call. So that part is read once more: its compressed bytes
     are handed over one by one, which also tells at which of them the damage is.
     """
 
     def __init__(self, file: InputFile, raw: Any) -> None:
+        """Raises UnreadableError for an empty file."""
+        if not file.fingerprint.size_bytes:
+            raise UnreadableError(f"{file.path} is empty, which no {file.compression} file is; it may be cut off")
         self._file, self._raw = file, raw
         self._stream = pa.CompressedInputStream(raw, file.compression)
         self._done = 0
@@ -107,7 +108,7 @@ class _Decompressed:
     def _salvage(self) -> None:
         """Keep what can be decompressed after the bytes that were given already, and find the place of the error."""
         rest = bytearray()
-        with io.FileIO(self._file.path) as file:
+        with self._file.open() as file:
             feed = _Feed(file, self._position - CHUNK_BYTES)
             stream = pa.CompressedInputStream(pa.PythonFile(feed, mode="r"), self._file.compression)
             passed = 0
@@ -126,12 +127,12 @@ class _Feed:
 
     closed = False
 
-    def __init__(self, file: io.FileIO, fine_from: int) -> None:
+    def __init__(self, file: Any, fine_from: int) -> None:
         self._file, self._fine_from = file, fine_from
         self.position = 0
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(min(size, max(1, self._fine_from - self.position)))
+        data: bytes = self._file.read(min(size, max(1, self._fine_from - self.position)))
         self.position += len(data)
         return data
 
