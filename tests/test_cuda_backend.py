@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import reference
 from corpora import EDGES, text_array
 from emulated_device import EmulatedDevice, Faults
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_cuda_match import expected_decision, reference_pairs
 from test_deduplicate import (
     assert_random_run_equals_reference,
     assert_several_blocks_equal_reference,
@@ -21,7 +23,7 @@ from test_deduplicate import (
 )
 
 import gpudedup
-from gpudedup.backends.base import ToSign
+from gpudedup.backends.base import NO_KEEPER, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda import cupy_device, detect
 from gpudedup.backends.cuda import verify as rounds
@@ -195,4 +197,39 @@ def test_batches_of_every_kind_in_a_row() -> None:
         assert theirs.shingles is not None
         np.testing.assert_array_equal(ours.shingles.offsets, theirs.shingles.offsets)
         np.testing.assert_array_equal(ours.shingles.hashes, theirs.shingles.hashes)
+    device.check()
+
+
+@pytest.mark.parametrize("fixed", [0, 40, 150])
+@pytest.mark.parametrize("room", [1 << 26, 20_000, 8_000, 0])
+def test_signatures_in_groups_of_lanes(fixed: int, room: int) -> None:
+    """From columns of lanes to removals, by the words of the specification; also where the device has little room."""
+    count, num_perm, window = 150, 20, 3
+    params = Params(verify="signature", threshold=0.7, num_perm=num_perm, bands=4, rows=5, bucket_window=window)
+    draw = np.random.default_rng(fixed)
+    families = draw.integers(0, 2**32, (20, num_perm), dtype=np.uint32)
+    own = draw.integers(0, 2**32, (count, num_perm), dtype=np.uint32)
+    lanes = np.where(draw.random((count, num_perm)) < 0.85, families[draw.integers(0, 20, count)], own)
+    batches = [[part[:, low : low + 8].copy() for low in (0, 8, 16)] for part in (lanes[:70], lanes[70:])]
+    documents = draw.permutation(count).astype(np.uint32)
+    device = EmulatedDevice(timing="random")
+    backend = CudaBackend(params, device, "as asked")
+    device.memory_bytes = device.used_bytes + room
+    bands = []
+    for band in range(4):
+        keys = backend.band_keys(batches, band, None)
+        assert keys.tolist() == [reference.band_keys(row, 4, 5, 0)[band] for row in lanes.tolist()]
+        bands.append(backend.band(keys, documents, memory_bytes=1 << 20))
+    buckets = backend.buckets(bands, count, None, None, fixed=fixed, memory_bytes=1 << 20, directory="/")
+    decision = backend.verify(
+        buckets, threshold_ppm=700_000, sets=None, lanes=batches, documents=documents, leader=None, prior=None
+    )
+    ranked = lanes[documents]
+    of_band = [[tuple(row[5 * band : 5 * band + 5]) for row in ranked.tolist()] for band in range(4)]
+    candidates = reference_pairs(of_band, window, lambda a, b: True)
+    expected = expected_decision(
+        candidates, count, lambda a, b: (int((ranked[a] == ranked[b]).sum()), num_perm), 700_000, fixed
+    )
+    assert [array.tolist() for array in decision.arrays()] == list(expected)
+    assert (sum(keeper != NO_KEEPER for keeper in expected[0]) > 20) == (fixed < count)
     device.check()

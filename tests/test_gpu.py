@@ -33,7 +33,7 @@ from test_deduplicate import (
 
 import gpudedup
 from gpudedup.backends import Backend, select, select_backend
-from gpudedup.backends.base import SignedBatch, ToSign
+from gpudedup.backends.base import NO_KEEPER, SignedBatch, ToSign
 from gpudedup.backends.cuda import cupy_device, program
 from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.errors import DeviceError
@@ -198,6 +198,38 @@ def test_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert wanted.removed.num_rows
     assert program.signatures().keys() - seen == {"intersect_pairs"}  # which serves measuring only
     assert BODIES.keys() <= seen
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_bands_and_documents_of_earlier_runs(across: bool) -> None:
+    """From signatures in columns to removals, a part of the documents fixed: each step as on the CPU."""
+    count, num_perm = scaled(300_000, 200), 20
+    draw = np.random.default_rng(count)
+    families = draw.integers(0, 2**32, (count // 8, num_perm), dtype=np.uint32)
+    own = draw.integers(0, 2**32, (count, num_perm), dtype=np.uint32)
+    lanes = np.where(draw.random((count, num_perm)) < 0.85, families[draw.integers(0, count // 8, count)], own)
+    batches = [[part[:, low : low + 8].copy() for low in (0, 8, 16)] for part in np.array_split(lanes, 3)]
+    documents = draw.permutation(count).astype(np.uint32)
+    values = draw.integers(0, 3, count).astype(np.int32) if across else None
+    leader = None
+    if across:  # some contents in several values
+        leader = np.arange(count, dtype=np.uint32)
+        leader[count // 2 :: 7] = draw.integers(0, count // 2, len(leader[count // 2 :: 7]))
+        leader = leader[leader]
+    answers = []
+    for backend in backends(verify="signature", num_perm=num_perm, bands=4, rows=5, bucket_window=3):
+        keys = [backend.band_keys(batches, band, None) for band in range(4)]
+        bands = [backend.band(band, documents, memory_bytes=1 << 26) for band in keys]
+        buckets = backend.buckets(bands, count, None, values, fixed=count // 3, memory_bytes=1 << 28, directory="/")
+        decision = backend.verify(
+            buckets, threshold_ppm=700_000, sets=None, lanes=batches, documents=documents, leader=leader, prior=None
+        )
+        counts = np.array([buckets.bounded_buckets, buckets.bounded_documents, buckets.longest, decision.compared])
+        answers.append([*(part for band in bands for part in (band.members, band.lengths)), buckets.shared(), counts])
+        answers[-1] += decision.arrays()
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (answers[0][-3] != NO_KEEPER).sum() > count // 10
 
 
 def test_intersections() -> None:

@@ -287,6 +287,8 @@ Decision verify(const Buckets& buckets, bool components, uint64_t threshold_ppm,
 /// (keeper uint32[n], part uint64[n], whole uint64[n]); keeper NONE and whole 0 where there is nothing to say.
 py::tuple decision_arrays(const Decision& decision) {
   std::vector<uint64_t> part, whole;
+  part.reserve(decision.similarity.size());
+  whole.reserve(decision.similarity.size());
   for (const Similarity& similarity : decision.similarity) {
     part.push_back(similarity.part);
     whole.push_back(similarity.whole);

@@ -151,11 +151,15 @@ def fuzz_verify(rng: Rng) -> None:
         signatures, bands=rng.choice([1, 2, 4]), rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
     )
     memory_bytes = rng.choice([0, 1 << 20])
+    if rng.random() < 0.5:
+        rows = rng.choice([0, 1, 2, 3, 10])
+        lanes.band_keys(rng.randrange(3), rows=rows, scope_keys=optional(rng, count, np.uint64), workers=2)
     sorted_bands = [_cpu.sort_band(band, documents, memory_bytes=memory_bytes, workers=2) for band in keys]
     bands = [damaged(rng, band) for band in sorted_bands]
     buckets = _cpu.Buckets(
         bands,
         count=count,
+        fixed=rng.choice([0, 0, rng.randrange(count + 1), count + (rng.random() < 0.05)]),
         scopes=optional(rng, count, np.int32),
         across=optional(rng, count, np.int32),
         window=rng.choice([1, 2, 64]),
