@@ -100,6 +100,8 @@ class Deduplicator:
             raise ParameterError(f'a stream keeps the first document; keep="{params.keep}" needs all of them at once')
         if params.clustering != "keepers":
             raise ParameterError(f'clustering="{params.clustering}" needs all documents at once; use deduplicate()')
+        if params.against:
+            raise ParameterError("a stream has no earlier runs; use deduplicate(against=...) or run(against=...)")
         if params.max_removed is not None or params.guard_column is not None:
             raise ParameterError("max_removed and guard_column need all documents at once; use deduplicate() or run()")
         self._backend = select_backend(params)

@@ -138,7 +138,7 @@ class FaultyProxy:
         return None
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        body = _body(request)
         self.requests.append((request.command, request.path, request.headers.get("Range", "")))
         fault = self._fault(request.command, request.path)
         if fault == "reset":
@@ -154,7 +154,9 @@ class FaultyProxy:
         if isinstance(fault, float):
             time.sleep(fault)
         connection = http.client.HTTPConnection(self._address)
-        connection.request(request.command, request.path, body or None, dict(request.headers))
+        headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
+        headers["Content-Length"] = str(len(body))
+        connection.request(request.command, request.path, body or None, headers)
         answer = connection.getresponse()
         data = answer.read()
         request.send_response(answer.status)
@@ -167,3 +169,16 @@ class FaultyProxy:
         if fault == "cut":
             request.close_connection = True
         connection.close()
+
+
+def _body(request: BaseHTTPRequestHandler) -> bytes:
+    """The body of a request, which uploads send in chunks."""
+    if request.headers.get("Transfer-Encoding", "").lower() != "chunked":
+        return request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    parts = []
+    while size := int(request.rfile.readline().split(b";")[0], 16):
+        parts.append(request.rfile.read(size))
+        request.rfile.readline()
+    while request.rfile.readline().strip():  # trailers
+        pass
+    return b"".join(parts)

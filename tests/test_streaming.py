@@ -167,3 +167,8 @@ def test_a_batch_that_fails_late_leaves_nothing_behind() -> None:
         stream.filter(pa.table({"text": pa.chunked_array([good, bad])}))
     assert stream.documents == 0
     assert stream.filter(pa.table({"text": good})).to_pylist() == [True, True]
+
+
+def test_earlier_runs_need_all_documents() -> None:
+    with pytest.raises(ParameterError, match="against"):
+        gpudedup.Deduplicator(against=["run"])
