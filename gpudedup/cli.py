@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gpudedup.audit import Audit
     from gpudedup.display import Change, Key
     from gpudedup.engines.status import Status
-    from gpudedup.explain import Document, Explanation
+    from gpudedup.explain import Explanation
     from gpudedup.params import Params
     from gpudedup.planning import Plan
 
@@ -802,16 +802,11 @@ def _show_run(done: Run) -> None:
         assert pair.keeper is not None
         left, right = pair.document, pair.keeper
         out.print(Text(f"\nsimilarity {pair.similarity:.3f}", style="bold"))
-        out.print(facts([("removed", one_line(_name(left))), ("keeper", one_line(_name(right)))]))
+        out.print(facts([("removed", one_line(left.name)), ("keeper", one_line(right.name))]))
         titles = ("removed", "keeper")
         out.print(side_by_side(left.text or "", right.text or "", width=out.width, titles=titles, key=key))
     out.print()
     out.print(facts([(name, one_line(value)) for name, value in _outputs(done, pairs)]))
-
-
-def _name(document: Document) -> str:
-    name = f"{document.shard}:{document.row}"
-    return name if document.id is None else f"{name}  (id {document.id})"
 
 
 def _outputs(done: Run, pairs: list[Explanation]) -> Iterator[tuple[str, str]]:
@@ -946,11 +941,11 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
 
     out = console(sys.stdout)
     document, keeper = explanation.document, explanation.keeper
-    rows = [("document", one_line(_name(document))), ("status", explanation.status)]
+    rows = [("document", one_line(document.name)), ("status", explanation.status)]
     if explanation.reason is not None:
         rows.append(("reason", explanation.reason))
     if keeper is not None:
-        rows.append(("keeper", one_line(_name(keeper))))
+        rows.append(("keeper", one_line(keeper.name)))
     if explanation.similarity is not None:
         rows.append(("similarity", f"{explanation.similarity:.6g} (threshold {explanation.threshold:g})"))
     rows.append(("because", visible(explanation.rule)))
@@ -963,7 +958,7 @@ def _show_explanation(explanation: Explanation, key: Key) -> None:
             table.add_column(title, overflow="fold")
         for removal in explanation.removed_for_it[:REMOVALS_LISTED]:
             similarity = "" if removal.similarity is None else f"{removal.similarity:.3f}"
-            table.add_row(Text(one_line(_name(removal.document))), Text(removal.reason), Text(similarity))
+            table.add_row(Text(one_line(removal.document.name)), Text(removal.reason), Text(similarity))
         out.print(table)
         rest = len(explanation.removed_for_it) - REMOVALS_LISTED
         if rest > 0:

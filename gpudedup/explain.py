@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
+from bisect import bisect
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from gpudedup.errors import GpudedupError, InputError, ParameterError
+from gpudedup.errors import ArtefactError, GpudedupError, InputError, ParameterError
 from gpudedup.params import Params, parse_memory, parse_shingle
 
 if TYPE_CHECKING:
@@ -32,8 +34,8 @@ EXAMPLE_CHARACTERS = 1 << 20
 EXAMPLES_READ = 3
 """How many times as many pairs are read at most, to find shorter ones."""
 
-Place = tuple[str, int]
-"""(shard, row)."""
+Place = tuple[str | None, str, int]
+"""(earlier run, or None for a document of the run itself; shard; row)."""
 
 
 class Document(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,10 +45,16 @@ class Document(msgspec.Struct, frozen=True, kw_only=True):
     row: int
     id: Any = None
     text: str | None = None
+    run: str | None = None
+    """The earlier run (``against``) that it is of, if it is of one."""
 
     @property
-    def place(self) -> Place:
-        return self.shard, self.row
+    def name(self) -> str:
+        """What a reader calls it."""
+        name = f"{self.shard}:{self.row}"
+        if self.id is not None:
+            name += f"  (id {self.id})"
+        return name if self.run is None else f"{name}  of the earlier run {self.run}"
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +100,9 @@ def explain(run: Run, document: str | int) -> Explanation:
     removed_for_it = [] if found is not None or skipped else history.removed_for(place)
     texts, note = read_texts(run, [] if skipped else [place, *_keeper_places(found)])
     params = history.params
+    _, shard, row = place
     return Explanation(
-        document=Document(shard=place[0], row=place[1], id=history.id_of(place), text=texts.get(place)),
+        document=Document(shard=shard, row=row, id=history.id_of(place), text=texts.get(place)),
         status="skipped" if skipped else "kept" if found is None else "removed",
         rule=_rule(params, found, skipped=skipped, removed_for_it=len(removed_for_it)),
         threshold=params.threshold,
@@ -108,12 +117,15 @@ def explain(run: Run, document: str | int) -> Explanation:
 
 def _keeper_places(found: dict[str, Any] | None) -> list[Place]:
     """The place of the keeper, if there is one."""
-    return [] if found is None or found["keeper_shard"] is None else [(found["keeper_shard"], found["keeper_row"])]
+    if found is None or found["keeper_shard"] is None:
+        return []
+    return [(found.get("keeper_run"), found["keeper_shard"], found["keeper_row"])]
 
 
 def _keeper(found: dict[str, Any], texts: dict[Place, str]) -> Document | None:
-    for shard, row in _keeper_places(found):
-        return Document(shard=shard, row=row, id=found.get("keeper_id"), text=texts.get((shard, row)))
+    for place in _keeper_places(found):
+        run, shard, row = place
+        return Document(shard=shard, row=row, id=found.get("keeper_id"), text=texts.get(place), run=run)
     return None
 
 
@@ -122,7 +134,10 @@ class _History:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._removed = run.removed
+        self._removed = removed = run.removed
+        self._for_own = removed  # the removals whose keeper is a document of this run
+        if "keeper_run" in removed.column_names:
+            self._for_own = removed.filter(removed["keeper_run"].is_null())
         self._rows = {entry.path: entry.rows for entry in run.manifest.inputs}
         self.params = run.summary().parameters
 
@@ -146,7 +161,7 @@ class _History:
 
     def _only(self, found: list[Place], given: str) -> Place:
         if len(found) > 1:
-            places = ", ".join(f"{shard}:{row}" for shard, row in found[:5])
+            places = ", ".join(f"{shard}:{row}" for _, shard, row in found[:5])
             raise ParameterError(f"{given!r} is the id of several documents: {places}; name one by SHARD:ROW")
         return found[0]
 
@@ -167,7 +182,7 @@ class _History:
         if not colon and len(self._rows) == 1:
             (shard,) = self._rows
         exists = re.fullmatch(r"[0-9]{1,18}", row) and shard in self._rows and int(row) < self._rows[shard]
-        return [(shard, int(row))] if exists else []
+        return [(None, shard, int(row))] if exists else []
 
     def _by_id(self, given: str) -> list[Place]:
         """Among the removed and their keepers; if it is none of those, in the input itself."""
@@ -175,19 +190,19 @@ class _History:
         if column is None:
             return []
         found: set[Place] = set()
-        for side in ("", "keeper_"):
-            rows = self._removed.filter(_equals(self._removed[f"{side}id"], given))
-            found |= set(zip(rows[f"{side}shard"].to_pylist(), rows[f"{side}row"].to_pylist(), strict=True))
+        for side, removed in (("", self._removed), ("keeper_", self._for_own)):
+            rows = removed.filter(_equals(removed[f"{side}id"], given)).select([f"{side}shard", f"{side}row"])
+            found |= {(None, shard, row) for shard, row in zip(*rows.to_pydict().values(), strict=True)}
         if not found:
             for shard in self._rows:
                 with contextlib.suppress(GpudedupError), _opened(self._run, shard, column) as source:
                     for batch in source.shards[0].read([column]):
                         hits = batch.rows[_equals(batch.columns.column(0), given).to_numpy(zero_copy_only=False)]
-                        found |= {(shard, row) for row in hits.tolist()}
-        return sorted(found)
+                        found |= {(None, shard, row) for row in hits.tolist()}
+        return sorted(found, key=lambda place: place[1:])
 
     def removal_of(self, place: Place) -> dict[str, Any] | None:
-        rows = self._at("", place)
+        rows = _at(self._removed, "", place)
         return rows.to_pylist()[0] if len(rows) else None
 
     def removed_for(self, place: Place) -> list[Removal]:
@@ -198,20 +213,15 @@ class _History:
                 reason=row["reason"],
                 similarity=row["similarity"],
             )
-            for row in self._at("keeper_", place).to_pylist()
+            for row in _at(self._for_own, "keeper_", place).to_pylist()
         ]
         return sorted(removals, key=lambda removal: -(removal.similarity or 0.0))
 
-    def _at(self, side: str, place: Place) -> pa.Table:
-        removed = self._removed
-        return removed.filter(
-            pc.and_(pc.equal(removed[f"{side}shard"], place[0]), pc.equal(removed[f"{side}row"], place[1]))
-        )
-
     def is_skipped(self, place: Place) -> bool:
+        _, shard, row = place
         for entry in self._run.manifest.skipped:
             first = entry.first_row
-            if entry.shard == place[0] and (first is None or first <= place[1] < first + entry.count):
+            if entry.shard == shard and (first is None or first <= row < first + entry.count):
                 return True
         return False
 
@@ -220,14 +230,21 @@ class _History:
         column = self.params.id_column
         if column is None:
             return None
-        for side in ("", "keeper_"):
-            rows = self._at(side, place)
+        for side, removed in (("", self._removed), ("keeper_", self._for_own)):
+            rows = _at(removed, side, place)
             if len(rows):
                 return rows[f"{side}id"][0].as_py()
-        with contextlib.suppress(GpudedupError), _opened(self._run, place[0], column) as source:
-            for batch in source.shards[0].read([column], np.array([place[1]], np.int64)):
+        _, shard, row = place
+        with contextlib.suppress(GpudedupError), _opened(self._run, shard, column) as source:
+            for batch in source.shards[0].read([column], np.array([row], np.int64)):
                 return batch.columns.column(0)[0].as_py()
         return None
+
+
+def _at(removed: pa.Table, side: str, place: Place) -> pa.Table:
+    """The removals of which one side is at a place of the run."""
+    _, shard, row = place
+    return removed.filter(pc.and_(pc.equal(removed[f"{side}shard"], shard), pc.equal(removed[f"{side}row"], row)))
 
 
 def _equals(column: pa.ChunkedArray | pa.Array, given: str) -> pa.ChunkedArray | pa.Array:
@@ -282,7 +299,7 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
     params = run.summary().parameters
     return [
         Explanation(
-            document=Document(shard=p["shard"], row=p["row"], id=p.get("id"), text=texts.get((p["shard"], p["row"]))),
+            document=Document(shard=p["shard"], row=p["row"], id=p.get("id"), text=texts.get(_pair_places(p)[0])),
             status="removed",
             rule=_rule(params, p, skipped=False, removed_for_it=0),
             threshold=params.threshold,
@@ -297,7 +314,7 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
 
 
 def _pair_places(pair: dict[str, Any]) -> list[Place]:
-    return [(pair["shard"], pair["row"]), *_keeper_places(pair)]
+    return [(None, pair["shard"], pair["row"]), *_keeper_places(pair)]
 
 
 def unit_key(params: Params) -> Callable[[Sequence[str]], Sequence[Hashable]]:
@@ -324,10 +341,11 @@ def _rule(params: Params, found: dict[str, Any] | None, *, skipped: bool, remove
         return f"no kept candidate of better rank (keep={params.keep}) is similar to it{others}"
     if found["reason"] == "empty":
         return "it has no words at all, and drop_empty was asked for"
+    better = f"ranks better (keep={params.keep})"
+    if found.get("keeper_run") is not None:
+        better = "is of an earlier run, whose documents rank first"
     if found["reason"] == "exact":
-        return (
-            f"both have the same words in the same order (fold={params.fold}); its keeper ranks better ({params.keep})"
-        )
+        return f"both have the same words in the same order (fold={params.fold}), and its keeper {better}"
     if params.clustering == "components":
         return "a chain of similar documents leads to its keeper, the best-ranked of the chain (clustering=components)"
     unit, n = parse_shingle(params.shingle)
@@ -336,48 +354,94 @@ def _rule(params: Params, found: dict[str, Any] | None, *, skipped: bool, remove
         "signature": f"the share of equal lanes, of {params.num_perm}, reaches the threshold",
         "none": f"they share a bucket, which counts as similar with verify=none ({params.banding.rows} equal lanes)",
     }[params.verify]
-    return f"{what}, and its keeper is kept and ranks better (keep={params.keep})"
+    return f"{what}, and its keeper is kept and {better}"
 
 
 def read_texts(run: Run, places: list[Place], most: int | None = None) -> tuple[dict[Place, str], str | None]:
-    """The texts at ``places``, read back from the input, and why some are missing (None if none is).
+    """The texts at ``places``, read back from the input, and why some are missing (None if none is). What an earlier
+    run kept is looked for in its kept/ too.
 
     most: as many characters of each; None means all.
     """
-    column = run.summary().parameters.text_column
     texts: dict[Place, str] = {}
     note = None
-    for shard in dict.fromkeys(shard for shard, _ in places):
-        rows = np.array(sorted({row for other, row in places if other == shard}), np.int64)
+    earlier = functools.cache(functools.partial(_earlier, run))
+    for name, shard in dict.fromkeys((name, shard) for name, shard, _ in places):
+        rows = sorted({row for *other, row in places if other == [name, shard]})
         try:
-            with _opened(run, shard, column) as source:
-                for batch in source.shards[0].read([column], rows):
-                    for row, value in zip(batch.rows.tolist(), batch.columns.column(0), strict=True):
-                        texts[shard, row] = _as_text(value, most)
+            of_run = run if name is None else earlier(name)
+            for row, value in _values(of_run, shard, rows, or_kept=name is not None):
+                texts[name, shard, row] = _as_text(value, most)
         except GpudedupError as error:
             note = f"texts are missing: {error}"
     return texts, note
 
 
+def _earlier(run: Run, name: str) -> Run:
+    """An earlier run, opened. Raises ArtefactError if it is gone, or does not keep what it did."""
+    from gpudedup.engines.lineage import kept_digest
+
+    earlier = type(run).open(run.input_path(name))
+    then = {entry.path: entry.digest for entry in run.manifest.against}
+    if kept_digest(earlier.manifest, earlier.summary().parameters) != then.get(name):
+        raise ArtefactError(f"the earlier run {name} was decided or made anew since")
+    return earlier
+
+
+def _values(run: Run, shard: str, rows: list[int], *, or_kept: bool) -> Iterator[tuple[int, pa.Scalar]]:
+    """(row, its text as stored) of rows of a shard. or_kept: from kept/, if the input is not what it was."""
+    column = run.summary().parameters.text_column
+    try:
+        with _opened(run, shard, column) as source:
+            yield from _read(source, column, {row: row for row in rows})
+        return
+    except InputError:
+        entries = {entry.shard: entry for entry in run.manifest.outputs if entry.kind == "kept"}
+        if not or_kept or shard not in entries:
+            raise
+    removed = run.removed
+    gone = removed.filter(pc.equal(removed["shard"], shard))["row"].to_pylist()
+    for entry in run.manifest.skipped:
+        if entry.shard == shard and entry.first_row is not None:
+            gone += range(entry.first_row, entry.first_row + entry.count)
+    gone.sort()
+    with _open_file(run, str(run.compared(entries[shard])), column) as source:
+        yield from _read(source, column, {row - bisect(gone, row): row for row in rows})
+
+
+def _read(source: Source, column: str, names: dict[int, int]) -> Iterator[tuple[int, pa.Scalar]]:
+    for batch in source.shards[0].read([column], np.array(list(names), np.int64)):
+        for row, value in zip(batch.rows.tolist(), batch.columns.column(0), strict=True):
+            yield names[row], value
+
+
 @contextlib.contextmanager
 def _opened(run: Run, shard: str, column: str) -> Iterator[Source]:
     """One shard of the run's input. Raises InputError if it is gone, cannot be read, or is not what the run read."""
-    from gpudedup.io import open_paths
     from gpudedup.io.source import input_files
+    from gpudedup.store.manifest import is_unchanged
+
+    with _open_file(run, run.input_path(shard), column) as source:
+        ((path, now),) = input_files(source.shards)
+        (then,) = (entry for entry in run.manifest.inputs if entry.path == shard)
+        if now is None or not is_unchanged(then, now, path):
+            raise InputError(f"{shard} was changed after the run")
+        yield source
+
+
+@contextlib.contextmanager
+def _open_file(run: Run, path: str, column: str) -> Iterator[Source]:
+    from gpudedup.io import open_paths
 
     params = run.summary().parameters
     source = open_paths(
-        [run.input_path(shard)],
+        [path],
         text_column=params.text_column,
         columns=[column],
         memory_bytes=READ_MEMORY_BYTES if params.memory is None else parse_memory(params.memory),
         on_error=params.on_error,
     )
     try:
-        ((_, now),) = input_files(source.shards)
-        (then,) = (entry for entry in run.manifest.inputs if entry.path == shard)
-        if now is None or (now.size_bytes, now.mtime_ns) != (then.size_bytes, then.mtime_ns):
-            raise InputError(f"{shard} was changed after the run")
         yield source
     finally:
         source.close()

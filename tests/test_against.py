@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 import gpudedup
 from gpudedup import ArtefactError, InputError, ParameterError
+from gpudedup.explain import example_pairs, explain
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "中", "文", "ñandú", "X1", "說", "说"]
 COLUMNS = {"id": pa.string(), "k": pa.float64(), "s": pa.string(), "w": pa.int64(), "x": pa.string()}
@@ -688,3 +691,105 @@ def test_an_earlier_run_that_is_another_now(months: list[Crawl], tmp_path: Path,
         assert_as_expected(run, crawl)
         fresh = crawl.run(tmp_path / f"{name} again")
         assert artefacts(run.path) == artefacts(fresh.path)
+
+
+# ---- explained ----
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl", "text"])
+@pytest.mark.parametrize("input_gone", [False, True])
+def test_explain_a_keeper_of_an_earlier_run(tmp_path: Path, format: str, input_gone: bool) -> None:
+    """Its text comes from the earlier run: from its input, or, that gone, from what it kept behind its removals."""
+    earlier = Crawl(["gone", "Gone!", "", words(), "last"], {}, {"drop_empty": True}, format=format)
+    later = Crawl([words((18, "x")), "other", "LAST"], {}, {}, against=[earlier], format=format)
+    for crawl in (earlier, later):
+        crawl.columns = {name: [None] * len(crawl.texts) for name in COLUMNS}
+        crawl.columns["id"] = [f"doc-{row}" for row in range(len(crawl.texts))]
+        crawl.options |= {} if format == "text" else {"id_column": "id"}
+    earlier.run(tmp_path / "earlier")
+    run = later.run(tmp_path / "later")
+    if input_gone:
+        shutil.rmtree(tmp_path / "earlier" / "in")
+    shard, row = later.place(0)
+    found = explain(run, f"{shard}:{row}")
+    assert (found.status, found.reason, found.note) == ("removed", "near", None)
+    assert found.document.text == later.texts[0]
+    assert found.keeper is not None
+    keeper_shard, keeper_row = earlier.place(3)
+    named = (found.keeper.run, found.keeper.shard, found.keeper.row, found.keeper.id, found.keeper.text)
+    assert named == (str(earlier.out), keeper_shard, keeper_row, earlier.id_of(3), words())
+    assert "of an earlier run, whose documents rank first" in found.rule
+    exact = explain(run, "{}:{}".format(*later.place(2)))
+    assert (exact.reason, exact.keeper and exact.keeper.text) == ("exact", "last")
+    (example,) = example_pairs(run, 3)
+    assert (example.document, example.keeper) == (found.document, found.keeper)
+    if not input_gone:
+        kept = explain(gpudedup.Run.open(earlier.out), f"{keeper_shard}:{keeper_row}")
+        assert (kept.status, kept.removed_for_it, kept.document.run) == ("kept", [], None)
+
+
+@pytest.mark.parametrize("verb", ["run", "explain"])
+def test_keepers_of_earlier_runs_on_the_command_line(make: Make, tmp_path: Path, verb: str) -> None:
+    earlier = make("earlier", [words()], {"id": ["jan-1"]}, id_column="id")
+    path = write(tmp_path / "in" / "a.parquet", ["new", words((18, "page"))], id=["feb-1", "feb-2"])
+    options = ["-o", f"{tmp_path}/out", "--against", str(earlier.path), "--id-column", "id"]
+    said = command("run", str(path), *options)
+    if verb == "explain":
+        said = command("explain", f"{tmp_path}/out", "feb-2")
+        assert "[-page-]{+line+}" in said
+    assert f"earlier.parquet:0 (id jan-1) of the earlier run {earlier.path}" in said
+
+
+def command(*arguments: str) -> str:
+    """What the command prints, without line breaks."""
+    code = "from gpudedup.cli import main; main()"
+    environment = {**os.environ, "COLUMNS": "300"}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return " ".join(done.stdout.split())
+
+
+def test_explain_what_an_earlier_run_no_longer_has(make: Make, tmp_path: Path) -> None:
+    earlier = make("earlier", ["two of", "Two of", words()])
+    later = make("later", [words((18, "x"))], against=earlier.path)
+    gpudedup.advance(earlier.path, "decide", drop_empty=True)
+    gpudedup.advance(earlier.path, "apply")
+    found = explain(later, 0)
+    assert found.note is not None
+    assert "was decided or made anew since" in found.note
+    shutil.rmtree(earlier.path)
+    found = explain(later, 0)
+    assert found.note is not None
+    assert "holds no finished run" in found.note
+    assert found.keeper is not None
+    assert (found.document.text, found.keeper.text) == (words((18, "x")), None)
+
+
+def test_ids_mean_documents_of_the_run_itself(make: Make) -> None:
+    """The place of a keeper in an earlier run may exist here too, for another document."""
+    earlier = make("earlier", [words()], {"id": ["january"]}, id_column="id")
+    texts = ["of its own", "OF its own", words(), "more"]
+    ids = {"id": ["a", "b", "c", "d"]}
+    later = make("later", texts, ids, id_column="id", against=earlier.path)
+    with pytest.raises(ParameterError, match="names no document"):
+        explain(later, "january")
+    found = explain(later, "a")
+    assert [each.document.id for each in found.removed_for_it] == ["b"]
+    assert (found.document.row, found.document.id) == (0, "a")
+
+
+def test_relative_paths_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin where the run was made, wherever it is asked about."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "january.parquet", [words()])
+    write(tmp_path / "february.parquet", [words((18, "x"))])
+    gpudedup.run("january.parquet", "january")
+    february = gpudedup.run(tmp_path / "february.parquet", "february", against="january")
+    assert february.removed["keeper_run"].to_pylist() == ["january"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = explain(gpudedup.Run.open(tmp_path / "february"), 0)
+    assert found.keeper is not None
+    assert (found.keeper.run, found.keeper.text) == ("january", words())
+    with pytest.raises(ArtefactError, match=f"begin in {tmp_path}"):
+        gpudedup.advance(tmp_path / "february", "apply")

@@ -20,6 +20,7 @@ from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths
+from gpudedup.io.paths import find_files
 from gpudedup.io.remote import Url, is_url
 from gpudedup.io.source import Source
 from gpudedup.params import SPEC, Params
@@ -192,8 +193,10 @@ class _Texts:
 
     @cached_property
     def _input_is_unchanged(self) -> bool:
-        run = self._run
+        entries = self._run.manifest.inputs
         try:
-            return all(manifests.is_unchanged(run.input_path(entry.path), entry) for entry in run.manifest.inputs)
-        except OSError:
+            files = find_files([self._run.input_path(entry.path) for entry in entries])
+            pairs = zip(entries, files, strict=True)
+            return all(manifests.is_unchanged(entry, file.fingerprint, file.path) for entry, file in pairs)
+        except (InputError, OSError):
             return False

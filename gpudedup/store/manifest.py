@@ -11,6 +11,7 @@ import msgspec
 import xxhash
 
 from gpudedup.errors import ArtefactError
+from gpudedup.io.source import Fingerprint
 from gpudedup.machine import Machine
 from gpudedup.store import sealed
 from gpudedup.store.stopping import checkpoint
@@ -192,12 +193,14 @@ def safe_path(directory: Path, entry: OutputEntry, kinds: Sequence[str], real: s
     return Path(path)
 
 
-def is_unchanged(path: str, entry: InputEntry) -> bool:
-    """Whether a file is what a run read: its size is, and its time or else its bytes are. Raises OSError."""
-    status = os.stat(path)
-    if status.st_size != entry.size_bytes:
+def is_unchanged(entry: InputEntry, now: Fingerprint, path: str) -> bool:
+    """Whether a file is what a run read: its size is, and its tag or its time, or else its bytes. Raises OSError."""
+    if now.size_bytes != entry.size_bytes:
         return False
-    return status.st_mtime_ns == entry.mtime_ns or (entry.xxh3_128 != "" and checksum(Path(path)) == entry.xxh3_128)
+    tagged = entry.etag is not None and now.etag is not None
+    if now.etag == entry.etag if tagged else now.mtime_ns == entry.mtime_ns:
+        return True
+    return entry.xxh3_128 != "" and checksum(Path(path)) == entry.xxh3_128
 
 
 def checksum(path: Path) -> str:
