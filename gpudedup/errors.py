@@ -38,7 +38,7 @@ class OutputError(GpudedupError):
 
 
 class LockedError(GpudedupError):
-    """Another process drives the same run."""
+    """Another process drives the same run, or has the same saved stream open."""
 
 
 class GuardError(GpudedupError):

@@ -38,11 +38,6 @@ uint64_t random_secret() {
   return static_cast<uint64_t>(device()) << 32 | device();
 }
 
-/// Numbers of documents and of buckets have 31 bits, less the last two.
-void require_room(size_t count) {
-  if (count >= 0x7FFFFFFD) throw std::length_error("a stream holds at most 2147483645 documents or shared band keys");
-}
-
 uint64_t identity_hash(const uint64_t* content, int32_t scope, int32_t across) {
   return absorb(absorb(content[0], content[1]),
                 static_cast<uint64_t>(static_cast<uint32_t>(scope)) << 32 | static_cast<uint32_t>(across));
@@ -59,12 +54,39 @@ Stream::Stream(const StreamPlan& plan, uint64_t memory_bytes, std::string direct
   for (uint32_t band = 0; band < plan.bands; ++band) bands_.emplace_back(secret_);
 }
 
+void Stream::require_room(size_t count) {
+  if (count >= 0x7FFFFFFD) throw std::length_error("a stream holds at most 2147483645 documents or shared band keys");
+}
+
 uint32_t* Stream::find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across) {
   const uint64_t content[2] = {first, second};
   return content_table_.find(identity_hash(content, scope, across), [&](uint32_t node) {
     const ContentNode& other = contents_[node];
     return other.content[0] == first && other.content[1] == second && other.scope == scope && other.across == across;
   });
+}
+
+uint32_t* Stream::find_equal(const uint64_t* content, int32_t scope) {
+  return equal_table_.find(identity_hash(content, scope, 0), [&](uint32_t node) {
+    const EqualNode& other = equals_[node];
+    return other.content[0] == content[0] && other.content[1] == content[1] && other.scope == scope;
+  });
+}
+
+void Stream::add_content(uint32_t* slot, const ContentNode& representative) {
+  uint32_t node = static_cast<uint32_t>(contents_.size());
+  contents_.push_back(representative);
+  content_table_.fill(slot, node, [&](uint32_t other) {
+    const ContentNode& some = contents_[other];
+    return identity_hash(some.content, some.scope, some.across);
+  });
+}
+
+void Stream::add_equal(uint32_t* slot, const EqualNode& kept) {
+  uint32_t node = static_cast<uint32_t>(equals_.size());
+  equals_.push_back(kept);
+  equal_table_.fill(slot, node,
+                    [&](uint32_t other) { return identity_hash(equals_[other].content, equals_[other].scope, 0); });
 }
 
 /// Kept candidates of the next document, by rank.
@@ -175,10 +197,7 @@ StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
     uint32_t equal = NONE;           // with `across`: the kept document of equal content
     uint32_t* equal_slot = nullptr;
     if (plan_.across) {
-      equal_slot = equal_table_.find(identity_hash(content, scope, 0), [&](uint32_t node) {
-        const EqualNode& other = equals_[node];
-        return other.content[0] == content[0] && other.content[1] == content[1] && other.scope == scope;
-      });
+      equal_slot = find_equal(content, scope);
       if (*equal_slot != NONE) equal = equals_[*equal_slot].kept;
     }
     collect(keys.data(), scope, across, candidates);
@@ -218,13 +237,7 @@ StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
         sets_.resize(number + 1);
         sets_.add_as_is(number, set.values, set.size);
       }
-      if (equal_slot) {
-        uint32_t node = static_cast<uint32_t>(equals_.size());
-        equals_.push_back({{content[0], content[1]}, scope, number});
-        equal_table_.fill(equal_slot, node, [&](uint32_t other) {
-          return identity_hash(equals_[other].content, equals_[other].scope, 0);
-        });
-      }
+      if (equal_slot) add_equal(equal_slot, {{content[0], content[1]}, scope, number});
     } else {
       representative.removed = static_cast<uint32_t>(removed_.size());
       out.keeper[i] = kept_[keeper].position;
@@ -232,12 +245,7 @@ StreamDecision Stream::decide(Context& context, const StreamBatch& batch) {
       removed_.push_back({out.keeper[i], similarity, out.exact[i] != 0});
     }
     enter(keys.data(), keeper == NONE ? number : NOBODY);
-    uint32_t node = static_cast<uint32_t>(contents_.size());
-    contents_.push_back(representative);
-    content_table_.fill(slot, node, [&](uint32_t other) {
-      const ContentNode& some = contents_[other];
-      return identity_hash(some.content, some.scope, some.across);
-    });
+    add_content(slot, representative);
   }
   return out;
 }

@@ -1,5 +1,6 @@
 // Documents decided one after another, as they come, with the answer that one batch of all of them would give.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -77,6 +78,18 @@ class KeyTable {
   /// Adds a key that find did not find. `value` is not NONE.
   void insert(uint64_t key, uint32_t value);
 
+  /// Makes room for as many keys, so that inserting them moves none.
+  void reserve(size_t keys) { resize(std::max(size_, keys * 20 / 17 + 16)); }
+
+  size_t size() const { return used_; }
+
+  /// Calls visit(key, value) for all of them, in an order that depends on the secret.
+  template <class Visit>
+  void each(Visit&& visit) const {
+    for (const Slot& slot : slots_)
+      if (slot.value != NONE) visit(slot.key(), slot.value);
+  }
+
  private:
   struct Slot {
     uint32_t low, high;  // of the key: two halves, so that a slot takes 12 bytes
@@ -125,6 +138,9 @@ struct StreamDecision {
 
 class Stream {
  public:
+  // The value of a band key. While one representative has it: its number if it is kept, else NOBODY. Then a bucket.
+  static constexpr uint32_t IS_BUCKET = 0x80000000u, NOBODY = 0x7FFFFFFFu;
+
   Stream(const StreamPlan& plan, uint64_t memory_bytes, std::string directory);
 
   /// Decides the next documents in order.
@@ -133,12 +149,13 @@ class Stream {
   const StreamPlan& plan() const { return plan_; }
   int64_t documents() const { return documents_; }
   uint64_t compared() const { return compared_; }
+  bool whole() const { return whole_; }
   uint64_t set_bytes_in_memory() const { return sets_.bytes_in_memory(); }
   uint64_t set_bytes_on_disk() const { return sets_.bytes_on_disk(); }
 
  private:
-  // The value of a band key. While one representative has it: its number if it is kept, else NOBODY. Then a bucket.
-  static constexpr uint32_t IS_BUCKET = 0x80000000u, NOBODY = 0x7FFFFFFFu;
+  friend class StreamColumns;
+  friend class StreamBuilder;
   struct Entry {
     uint32_t position;
     uint32_t document;  // number among the kept ones
@@ -169,7 +186,13 @@ class Stream {
     int32_t scope, across;
   };
 
+  /// Numbers of documents and of buckets have 31 bits, less the last two.
+  static void require_room(size_t count);
+
   uint32_t* find_content(uint64_t first, uint64_t second, int32_t scope, int32_t across);
+  uint32_t* find_equal(const uint64_t* content, int32_t scope);
+  void add_content(uint32_t* slot, const ContentNode& representative);
+  void add_equal(uint32_t* slot, const EqualNode& kept);
   void collect(const uint64_t* keys, int32_t scope, int32_t across, std::vector<uint32_t>& candidates);
   void enter(const uint64_t* keys, uint32_t document);
   void enter(Bucket& bucket, Entry entry);
@@ -187,6 +210,7 @@ class Stream {
   SetStore sets_;
   int64_t documents_ = 0;
   uint64_t compared_ = 0;
+  bool whole_ = true;  // false while a builder fills it
 };
 
 }  // namespace gpudedup

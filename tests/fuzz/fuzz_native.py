@@ -194,40 +194,120 @@ def fuzz_verify(rng: Rng) -> None:
         _cpu.undecided_documents(buckets, low)
 
 
-def fuzz_stream(rng: Rng) -> None:
-    num_perm, across = 6, rng.random() < 0.3
-    stream = _cpu.Stream(
-        bands=3,
-        rows=rng.choice([1, 2, 3]),
-        num_perm=num_perm,
-        window=rng.choice([0, 1, 3, 3]),
-        threshold_ppm=rng.randrange(1, 10**6),
-        verify=rng.choice(["exact", "signature", "none"]),
-        across=across,
-        memory_bytes=1 << 26,
-        directory="/tmp",
-    )
+def some_stream(rng: Rng) -> tuple[_cpu.Stream, dict[str, Any]]:
+    """A stream that has decided a few batches, and how to make another like it."""
+    options: dict[str, Any] = {
+        "bands": 3,
+        "rows": rng.choice([1, 2, 2]),
+        "num_perm": 6,
+        "window": rng.choice([1, 3, 3]),
+        "threshold_ppm": rng.randrange(1, 10**6),
+        "verify": rng.choice(["exact", "signature", "none"]),
+        "across": rng.random() < 0.3,
+        "memory_bytes": 1 << 26,
+        "directory": "/tmp",
+    }
+    if rng.random() < 0.02:
+        options |= rng.choice([{"window": 0}, {"rows": 3}])
+    stream = _cpu.Stream(**options)
     for _ in range(rng.randrange(4)):
-        count = rng.randrange(12)
-        sizes = [rng.randrange(9) for _ in range(count)]
-        offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
-        if rng.random() < 0.05:
-            offsets[rng.randrange(len(offsets))] = rng.choice([-1, 10**9])
-        keeper, *_ = stream.decide(
-            lanes=some_lanes(rng, count, num_perm),
-            content=np.array([[rng.randrange(5), 0] for _ in range(count)], np.uint64).reshape(count, 2),
-            unit_count=np.array([rng.randrange(3) for _ in range(count)], np.uint64),
-            scopes=optional(rng, count, np.int32),
-            across=optional(rng, count, np.int32),
-            hashes=some_numbers(rng, sum(sizes), 30) if rng.random() < 0.9 else None,
-            offsets=offsets if rng.random() < 0.9 else None,
-            num_perm=num_perm,
+        decide_batch(rng, stream)
+    return stream, options
+
+
+def decide_batch(rng: Rng, stream: _cpu.Stream) -> tuple[np.ndarray, ...]:
+    count = rng.randrange(12)
+    sizes = [rng.randrange(9) for _ in range(count)]
+    offsets = np.concatenate(([0], np.cumsum(sizes))).astype(np.int64)
+    if rng.random() < 0.05:
+        offsets[rng.randrange(len(offsets))] = rng.choice([-1, 10**9])
+    decided = stream.decide(
+        lanes=some_lanes(rng, count, 6),
+        content=np.array([[rng.randrange(5), 0] for _ in range(count)], np.uint64).reshape(count, 2),
+        unit_count=np.array([rng.randrange(3) for _ in range(count)], np.uint64),
+        scopes=optional(rng, count, np.int32),
+        across=optional(rng, count, np.int32),
+        hashes=some_numbers(rng, sum(sizes), 30) if rng.random() < 0.9 else None,
+        offsets=offsets if rng.random() < 0.9 else None,
+        num_perm=6,
+    )
+    assert (decided[0] < stream.documents).all()
+    return decided
+
+
+def fuzz_stream(rng: Rng) -> None:
+    some_stream(rng)
+
+
+Columns = dict[str, list[np.ndarray]]
+
+
+def fuzz_stream_builder(rng: Rng) -> None:
+    """A stream made of the columns of another goes on as that does; of columns with changes, it goes on or is none."""
+    stream, options = some_stream(rng)
+    rows = stream.rows
+    columns: Columns = {
+        "representatives": [*stream.representatives(0, rows["representatives"])],
+        "kept": [stream.kept(0, rows["kept"])],
+        "sets": [*stream.sets(0, 1 << 20)],
+        "keepers": [*stream.keepers(0, rows["keepers"])],
+        "buckets": [*stream.buckets(0, rows["buckets"])],
+        **{f"band{band}": [*stream.band(band, 0, 1)] for band in range(stream.bands)},
+    }
+    if rng.random() < 0.3:
+        other = _cpu.Stream(**options)
+        try:
+            build(other, columns, stream.documents)
+        except ValueError as error:
+            raise AssertionError("the columns of a stream were refused") from error
+        twin = random.Random()
+        twin.setstate(rng.getstate())
+        expected = decide_batch(twin, stream)
+        assert all(map(np.array_equal, decide_batch(rng, other), expected))
+        return
+    for _ in range(rng.choice([1, 1, 2])):
+        arrays = rng.choice([*columns.values()])
+        place = rng.randrange(len(arrays))
+        arrays[place] = changed(rng, arrays[place])
+    documents = stream.documents if rng.random() < 0.9 else rng.choice([-1, 0, stream.documents + 5, 2**63 - 1])
+    calls = [*columns.items()]
+    if rng.random() < 0.1:
+        rng.shuffle(calls)
+    other = _cpu.Stream(**options)
+    build(other, dict(calls), documents)
+    decide_batch(rng, other)
+
+
+def build(stream: _cpu.Stream, columns: Columns, documents: int) -> None:
+    builder = _cpu.StreamBuilder(stream, documents=documents, compared=0)
+    for kind, arrays in columns.items():
+        if kind.startswith("band"):
+            builder.reserve(int(kind[4:]), len(arrays[0]))
+            builder.band(int(kind[4:]), *arrays)
+        else:
+            getattr(builder, kind)(*arrays)
+    builder.finish()
+
+
+def changed(rng: Rng, array: np.ndarray) -> np.ndarray:
+    how = rng.random()
+    if how < 0.15:
+        return array[: rng.randrange(len(array) + 1)].copy()
+    if how < 0.25:
+        return np.concatenate((array, array[-1:]))
+    array = array.copy()
+    for _ in range(rng.choice([1, 1, 3]) if len(array) else 0):
+        info = np.iinfo(array.dtype)
+        near = [int(array[rng.randrange(len(array))]) + step for step in (-1, 0, 1)]
+        array[rng.randrange(len(array))] = min(
+            max(rng.choice([*near, 0, info.min, info.max, 2**31]), info.min), info.max
         )
-        assert (keeper < stream.documents).all()
+    return array
 
 
 TARGETS: list[tuple[int, Callable[[Rng], None]]] = [
-    *((6, fuzz_sign), (1, fuzz_hash_values), (1, fuzz_intersect), (1, fuzz_group), (2, fuzz_verify), (2, fuzz_stream))
+    *((6, fuzz_sign), (1, fuzz_hash_values), (1, fuzz_intersect), (1, fuzz_group), (2, fuzz_verify)),
+    *((1, fuzz_stream), (2, fuzz_stream_builder)),
 ]
 
 
