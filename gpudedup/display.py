@@ -21,7 +21,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from gpudedup.engines.status import Status
-    from gpudedup.planning import Estimate, Plan
+    from gpudedup.planning import Plan
+    from gpudedup.stages.sample import Estimate
     from gpudedup.summary import Summary
 
 SIDE_BY_SIDE_COLUMNS = 72
@@ -375,8 +376,13 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             f"{size(plan.memory_bytes)} (memory) and {size(plan.held_bytes)} for documents, of "
             f"{size(plan.available_memory_bytes)} that are free",
         ),
+        (
+            "signatures",
+            f"and what else a run is continued from: about {size(plan.working_bytes)}, of "
+            f"{size(plan.output_free_bytes)} that are free",
+        ),
         ("output", f"at most {size(plan.output_bytes)}, of {size(plan.output_free_bytes)} that are free"),
-        ("spilled sets", f"at most {size(plan.spill_bytes)}, of {size(plan.spill_free_bytes)} that are free"),
+        ("tmp", f"at most {size(plan.spill_bytes)}, of {size(plan.spill_free_bytes)} that are free"),
         ("device", plan.device),
         ("seconds", "  ".join(stages)),
         ("in all", f"{_span(low, high)} s, by the rates of the sample on this machine"),

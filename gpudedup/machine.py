@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,6 +70,14 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
 def default_memory_bytes(root: Path = Path("/")) -> int:
     """Half of what is available, the default of the ``memory`` parameter; at least its smallest value, 64 MB."""
     return max(64_000_000, available_memory_bytes(root) // 2)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user can still write below ``path``, or where it would be made."""
+    folder = path.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def worker_count(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> int:

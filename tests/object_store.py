@@ -101,6 +101,8 @@ class FaultyProxy:
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, str]] = []
         """(method, path, range) of all."""
+        self.most_at_once = self._at_once = 0
+        """Requests that were being answered."""
         self._lock = threading.Lock()
         proxy = self
 
@@ -111,11 +113,22 @@ class FaultyProxy:
                 pass
 
             def pass_on(self) -> None:
-                proxy._answer(self)
+                with proxy._lock:
+                    proxy._at_once += 1
+                    proxy.most_at_once = max(proxy.most_at_once, proxy._at_once)
+                try:
+                    proxy._answer(self)
+                finally:
+                    with proxy._lock:
+                        proxy._at_once -= 1
 
             do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: Any) -> None:
+                """Nothing: a client may hang up, and ask for something still when the test has ended."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 

@@ -236,3 +236,39 @@ def test_a_stop_does_not_wait_for_a_storage_that_hangs(small_pieces):
     thread.join(5)
     answer.set()
     assert outcome == ["given up"]
+
+
+def test_ahead_gives_results_and_errors_in_order():
+    def action(item):
+        time.sleep(0.001 * (item % 7))
+        if item % 10 == 3:
+            raise ValueError(f"item {item}")
+        return item * item
+
+    found = []
+    for result in files.ahead(action, range(50)):
+        try:
+            found.append(result())
+        except ValueError as error:
+            found.append(str(error))
+    assert found == [f"item {item}" if item % 10 == 3 else item * item for item in range(50)]
+
+
+def test_ahead_is_bounded_by_count_and_bytes():
+    """What was begun, and not given out yet."""
+    for size, most in ((0, files.FILES_AHEAD), (files.TARGET_BYTES // 3, 3), (files.TARGET_BYTES + 1, 0)):
+        begun = []
+        for handed, result in enumerate(files.ahead(begun.append, range(60), lambda item, size=size: size)):
+            time.sleep(0.002)
+            assert len(begun) - handed <= most
+            result()
+        assert sorted(begun) == list(range(60))
+
+
+def test_ahead_begins_nothing_more_when_it_is_left():
+    begun = []
+    for result in files.ahead(begun.append, range(1000)):
+        result()
+        break
+    time.sleep(0.1)
+    assert len(begun) <= files.FILES_AHEAD + 1

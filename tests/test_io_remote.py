@@ -520,6 +520,38 @@ def test_chosen_rows_of_lines_are_read_near_them(object_store, proxy):
     assert len(proxy.requests) < 30
 
 
+def test_a_large_file_is_fetched_by_several_requests_at_a_time(object_store, proxy):
+    line = json.dumps({"text": "x" * 1_000_000}).encode() + b"\n"
+    object_store.put({"a.jsonl": line * 40})
+    source = open_source(object_store.url("a.jsonl"), **OPTIONS)
+    proxy.faults = [Fault(0.05)]
+    assert len(read_texts(source)) == 40
+    assert 2 <= proxy.most_at_once <= 5  # one is for a look at the file
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "txt"])
+def test_many_files_are_asked_for_at_a_time(name, object_store, proxy):
+    for number in range(20):
+        data = TEXTS[number].encode() if name == "txt" else FILES[name]([number])
+        object_store.put({f"c/{number:02}.{name.partition('.')[2] or name}": data})
+    proxy.faults = [Fault(0.05, method=method, path="/c/") for method in ("GET", "HEAD")]
+    source = open_source(object_store.url("c"), **OPTIONS)
+    if name == "txt":
+        assert read_texts(source) == TEXTS[:20]
+    assert 8 <= proxy.most_at_once <= 16
+
+
+def test_many_urls_are_looked_up_at_a_time(object_store, proxy):
+    names = [object_store.url(f"c/{number:02}.jsonl") for number in range(40)]
+    object_store.put({f"c/{number:02}.jsonl": b"{}\n" for number in range(40)})
+    proxy.faults = [Fault(0.05, method="HEAD")]
+    assert [file.path for file in find_files(names)] == names
+    assert 8 <= proxy.most_at_once <= 16
+    names[7] = object_store.url("none.jsonl")
+    with pytest.raises(InputError, match=r"there is no file s3://corpus/none.jsonl"):
+        find_files(names)
+
+
 # ---- a storage that fails ----
 
 ONCE = ["a.parquet", "a.arrow", "a.jsonl.gz", "txt"]

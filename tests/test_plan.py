@@ -89,7 +89,7 @@ def test_small_sets_are_counted(path: Path, tmp_path: Path) -> None:
     assert (plan.bands, plan.rows, plan.s_curve) == (done.bands, done.rows, done.s_curve)
     assert (plan.files, plan.format, plan.stored_bytes) == (1, "parquet", path.stat().st_size)
     assert [reason for reason in plan.unknown if not reason.startswith("seconds")] == []
-    assert plan.held_bytes == done.documents * (8 * done.bands + 120)
+    assert plan.held_bytes == done.documents * 80
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -271,7 +271,7 @@ def test_wrong_parameters(tmp_path: Path) -> None:
 def test_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", texts(50, 3))
     assert make_plan(path).warnings == []
-    monkeypatch.setattr("gpudedup.planning._free", lambda path: 10)
+    monkeypatch.setattr("gpudedup.planning.free_bytes", lambda path: 10)
     monkeypatch.setattr("gpudedup.planning.available_memory_bytes", lambda: 10)
     warnings = make_plan(path).warnings
     assert len(warnings) == 2

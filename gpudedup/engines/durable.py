@@ -29,6 +29,7 @@ from gpudedup.engines.lineage import Lineage, bands_a_task, match_tasks
 from gpudedup.engines.local import Budget, Seconds
 from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.signing import read_columns, sign_tasks
+from gpudedup.engines.space import check_space
 from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, ParameterError
 from gpudedup.io.paths import InputFile
@@ -557,6 +558,7 @@ def _drive(run: DurableRun, until: str) -> None:
     check_unchanged(run.corpus, run.directory)
     if until == "decide":
         run.check_known()
+    check_space(run)
     run.begin()
     run.advance(until)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
+from gpudedup.io.batches import TARGET_BYTES
 from gpudedup.io.remote import Remote, UnreachableError
 from gpudedup.store.stopping import checkpoint
 
@@ -34,6 +37,12 @@ AHEAD_BYTES = 4 * PIECE_BYTES
 
 REQUESTS = 4
 """At a time, for one file."""
+
+FILES_AHEAD = 16
+"""Of which something small is asked at a time."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class LocalFile(io.FileIO):
@@ -185,7 +194,7 @@ class RemoteFile(io.RawIOBase):
         parts = []
         for piece in self._pieces:
             if piece.start < stop and start < piece.stop:
-                data = result_of(piece.data)
+                data = _result(piece.data)
                 low, high = max(start - piece.start, 0), min(stop - piece.start, len(data))
                 parts.append(data if high - low == len(data) else memoryview(data)[low:high])
         return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
@@ -236,9 +245,37 @@ class RemoteFile(io.RawIOBase):
 OpenFile = LocalFile | RemoteFile
 
 
-def result_of(data: Future[bytes]) -> bytes:
-    """What a request gives, unless this thread is to stop before."""
-    while not data.done():
+def _result(coming: Future[Result]) -> Result:
+    """What another thread gives, unless this one is to stop before."""
+    while not coming.done():
         checkpoint()
-        wait([data], timeout=0.2)
-    return data.result()
+        wait([coming], timeout=0.2)
+    return coming.result()
+
+
+def ahead(
+    action: Callable[[Item], Result], items: Iterable[Item], size_of: Callable[[Item], int] = lambda item: 0
+) -> Iterator[Callable[[], Result]]:
+    """For each item, in order, what gives ``action`` of it, or raises what that raised: for many remote files.
+
+    Others are done meanwhile, up to ``FILES_AHEAD`` and to ``TARGET_BYTES`` by ``size_of``; one that is larger is done
+    when it is asked for.
+    """
+    coming: deque[tuple[int, Callable[[], Result]]] = deque()
+    coming_bytes = 0
+    pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="gpudedup-fetch")
+    try:
+        for item in items:
+            size_bytes = size_of(item)
+            while coming and (len(coming) == FILES_AHEAD or coming_bytes + size_bytes > TARGET_BYTES):
+                coming_bytes -= coming[0][0]
+                yield coming.popleft()[1]
+            if size_bytes > TARGET_BYTES:
+                coming.append((size_bytes, partial(action, item)))
+            else:
+                coming.append((size_bytes, partial(_result, pool.submit(action, item))))
+            coming_bytes += size_bytes
+        for _, result in coming:
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -38,7 +38,7 @@ from gpudedup.io.batches import (
 )
 from gpudedup.io.files import COPY_BYTES, OpenFile
 from gpudedup.io.messages import BATCH, DICTIONARY, SCHEMA, EndOfStreamError, Message, MessageError
-from gpudedup.io.paths import InputFile
+from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
@@ -503,10 +503,10 @@ class IpcSource(TableSource):
         """
         self._skips = SkipLog(on_error == "skip")
         self.shards: list[IpcShard] = []
-        for file in files:
+        for file, open_shard in each(files, lambda file: IpcShard(file, memory_bytes, self._skips)):
             self._skips.register(file.path)
             try:
-                shard = IpcShard(file, memory_bytes, self._skips)
+                shard = open_shard()
             except UnskippableError:
                 raise
             except InputError as error:

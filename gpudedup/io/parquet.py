@@ -36,7 +36,7 @@ from gpudedup.io.batches import (
 )
 from gpudedup.io.files import OpenFile
 from gpudedup.io.pages import ChunkPages, scan_pages
-from gpudedup.io.paths import InputFile
+from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
@@ -479,10 +479,10 @@ class ParquetSource(TableSource):
         """
         skips = self._skips = SkipLog(on_error == "skip")
         self.shards: list[ParquetShard] = []
-        for file in files:
+        for file, shard in each(files, lambda file: ParquetShard(file, text_column, memory_bytes, tmp, skips)):
             skips.register(file.path)
             try:
-                self.shards.append(ParquetShard(file, text_column, memory_bytes, tmp, skips))
+                self.shards.append(shard())
             except UnskippableError:
                 raise
             except InputError as error:

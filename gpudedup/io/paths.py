@@ -7,13 +7,15 @@ import os
 import re
 import stat
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from gpudedup.errors import InputError
-from gpudedup.io.files import COPY_BYTES, LocalFile, RemoteFile
+from gpudedup.io.files import COPY_BYTES, LocalFile, RemoteFile, ahead
 from gpudedup.io.remote import BUCKETS, Remote, Remotes, Url, file_parts, is_url
 from gpudedup.io.skips import UnskippableError
 from gpudedup.io.source import Fingerprint
@@ -36,6 +38,9 @@ FORMAT_NAMES = {
     "tsv": "TSV",
     "plain": "plain text",
 }
+
+
+Result = TypeVar("Result")
 
 
 class ChangedError(UnskippableError):
@@ -95,14 +100,29 @@ class InputFile:
 
     def _now(self) -> Fingerprint | None:
         if self.remote is not None:
-            entry = self.remote.entry()
-            return None if entry is None else entry.mark
+            return _remote_mark(self.remote)
         try:
             return _fingerprint(os.stat(self.path))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ChangedError(f"{self.path}: {error.strerror} while it was being read; run again") from error
+
+
+def each(
+    files: Sequence[InputFile], action: Callable[[InputFile], Result], *, by_size: bool = False
+) -> Iterator[tuple[InputFile, Callable[[], Result]]]:
+    """Each file with what gives ``action`` of it, which is done ahead for remote ones.
+
+    ``by_size``: if it gives as much as the file holds, so that what was done ahead must be bounded.
+    """
+    if any(file.remote is not None for file in files):
+        return zip(files, ahead(action, files, _size if by_size else lambda file: 0), strict=True)
+    return ((file, partial(action, file)) for file in files)
+
+
+def _size(file: InputFile) -> int:
+    return file.fingerprint.size_bytes
 
 
 def find_files(inputs: Sequence[str]) -> list[InputFile]:
@@ -118,13 +138,12 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     """
     if not inputs:
         raise InputError("no input was given; name at least one file, directory or glob")
-    files: list[InputFile] = []
     remotes = Remotes()
-    for given in inputs:
-        if is_url(given) and Url.parse(given).scheme != "file":
-            files.extend(_expand_url(given, remotes))
-        else:
-            files.extend(_expand(remotes.of(given).path if is_url(given) else given))
+    expand = partial(_expand, remotes=remotes)
+    if any(map(is_url, inputs)):
+        files = [file for result in ahead(expand, inputs) for file in result()]
+    else:
+        files = [file for given in inputs for file in expand(given)]
     seen: dict[object, str] = {}
     for file in files:
         identity = _identity(file)
@@ -140,7 +159,11 @@ def find_files(inputs: Sequence[str]) -> list[InputFile]:
     return files
 
 
-def _expand(given: str) -> list[InputFile]:
+def _expand(given: str, remotes: Remotes) -> list[InputFile]:
+    if is_url(given):
+        if Url.parse(given).scheme != "file":
+            return _expand_url(given, remotes)
+        given = remotes.of(given).path
     if "\0" in given:
         raise InputError(f"path {given!r} contains a NUL character")
     if os.path.isdir(given):
@@ -382,6 +405,11 @@ def suffix_of(path: str) -> str | None:
     """The known suffix of a path or URL, or None."""
     name = os.path.basename(Url.parse(path).plain if is_url(path) else path).lower()
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def _remote_mark(remote: Remote) -> Fingerprint | None:
+    entry = remote.entry()
+    return None if entry is None else entry.mark
 
 
 def _fingerprint(status: os.stat_result) -> Fingerprint:

@@ -6,10 +6,7 @@ bytes, and one that is removed is left out.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,17 +15,13 @@ import pyarrow as pa
 
 from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
-from gpudedup.io.files import result_of
-from gpudedup.io.paths import InputFile
+from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, Decompressed, open_stream, well_formed
 
 BLOCK_BYTES = 1 << 20
 """Bytes decompressed or copied at a time."""
-
-FILES_AHEAD = 16
-"""Remote files that are fetched at a time, each in some requests of some 30 ms."""
 
 FILE_SHARE = 4
 """A file may take 1 / FILE_SHARE of the memory, decompressed: it is held as a whole, and twice if it is ill-formed."""
@@ -89,7 +82,8 @@ class PlainShard:
         rows = np.arange(len(self.files)) if wanted is None else wanted
         texts: list[bytes | bytearray | None] = []
         size_bytes = first = 0
-        for place, (file, contents) in enumerate(_ahead([self.files[row].file for row in rows])):
+        files = [self.files[row].file for row in rows]
+        for place, (file, contents) in enumerate(each(files, InputFile.contents, by_size=True)):
             text = self._text(file, contents)
             length = len(text) if text is not None else 0
             if texts and (size_bytes + length > TARGET_BYTES or len(texts) == MAX_ROWS):
@@ -189,28 +183,6 @@ class PlainSource:
 
     def close(self) -> None:
         """Nothing is held open between reads."""
-
-
-def _ahead(files: Sequence[InputFile]) -> Iterator[tuple[InputFile, Callable[[], bytes]]]:
-    """Each file with what gives its contents. Small remote ones are fetched meanwhile, several at a time."""
-    if all(file.remote is None for file in files):
-        yield from ((file, file.contents) for file in files)
-        return
-    coming: deque[tuple[InputFile, Callable[[], bytes]]] = deque()
-    coming_bytes = 0
-    pool = ThreadPoolExecutor(FILES_AHEAD, thread_name_prefix="gpudedup-fetch")
-    try:
-        for file in files:
-            size_bytes = file.fingerprint.size_bytes
-            while coming and (len(coming) == FILES_AHEAD or coming_bytes + size_bytes > TARGET_BYTES):
-                coming_bytes -= coming[0][0].fingerprint.size_bytes
-                yield coming.popleft()
-            fetched = size_bytes <= TARGET_BYTES
-            coming.append((file, partial(result_of, pool.submit(file.contents)) if fetched else file.contents))
-            coming_bytes += size_bytes
-        yield from coming
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _text_array(texts: list[bytes | bytearray | None]) -> pa.Array:

@@ -41,6 +41,11 @@ def schema(num_perm: int) -> pa.Schema:
     )
 
 
+def document_bytes(num_perm: int) -> float:
+    """What a document takes in a signature file, beside some kB a batch."""
+    return 4 * num_perm + 16 + 8 + 1 / 8
+
+
 def _groups(num_perm: int) -> list[tuple[int, int]]:
     """(first lane, lanes) of each column."""
     return [(first, min(GROUP, num_perm - first)) for first in range(0, num_perm, GROUP)]
