@@ -526,7 +526,7 @@ def test_a_large_file_is_fetched_by_several_requests_at_a_time(object_store, pro
     source = open_source(object_store.url("a.jsonl"), **OPTIONS)
     proxy.faults = [Fault(0.05)]
     assert len(read_texts(source)) == 40
-    assert 2 <= proxy.most_at_once <= 5  # one is for a look at the file
+    assert 2 <= proxy.most_at_once <= 8  # four for each time that it is opened: first for its first row
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "txt"])

@@ -185,8 +185,8 @@ class RemoteFile(io.RawIOBase):
         self._pieces = [
             piece for piece in self._pieces if piece.expected or (start < piece.stop and piece.start < ahead)
         ]
-        missing = self._missing(start, ahead)
-        if missing and missing[0][0] < (stop + ahead + 1) // 2:  # not a little at a time
+        missing = self._missing(start, self._due(start, stop, ahead))
+        if missing:
             at_once = len(missing) == 1 and missing[0][0] < stop and missing[0][1] - missing[0][0] <= PIECE_BYTES
             for gap in missing:
                 self._pieces += self._request(*gap, expected=False, wait=at_once)
@@ -198,6 +198,15 @@ class RemoteFile(io.RawIOBase):
                 low, high = max(start - piece.start, 0), min(stop - piece.start, len(data))
                 parts.append(data if high - low == len(data) else memoryview(data)[low:high])
         return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+
+    def _due(self, start: int, stop: int, ahead: int) -> int:
+        """Up to where to fetch now: not a little at a time, if it is not needed yet."""
+        first = next((first for first, _ in self._missing(start, ahead)), ahead)
+        if first < stop or ahead == self._size:
+            return ahead
+        if ahead - first >= PIECE_BYTES:
+            return ahead - (ahead - first) % PIECE_BYTES
+        return ahead if ahead - first >= (ahead - stop) // 2 else stop
 
     def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The parts of [start, stop) that no piece has."""

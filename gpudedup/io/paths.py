@@ -381,8 +381,8 @@ def common_names(paths: Sequence[str]) -> list[str]:
         other = seen.setdefault(name, path)
         if other != path:
             raise InputError(f"outputs for {other} and {path} would have the same name {name!r}; rename one")
-    for name, path in zip(names, paths, strict=True):
-        above = next((str(parent) for parent in PurePosixPath(name).parents if str(parent) in seen), None)
+    for folder, path in {name.rpartition("/")[0]: path for name, path in zip(names, paths, strict=True)}.items():
+        above = next((parent for parent in (folder, *map(str, PurePosixPath(folder).parents)) if parent in seen), None)
         if above is not None:
             raise InputError(
                 f"the output for {path} would be in a directory that is the output for {seen[above]}; rename one"
