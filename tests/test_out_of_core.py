@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet as pq
 import pytest
 import reference
 
@@ -125,6 +126,13 @@ def test_what_memory_does_not_hold_goes_to_tmp(signed: Path, tmp_path: Path, mon
     monkeypatch.setattr(Budget, "set_bytes", 1 << 20)
     with pytest.raises(gpudedup.OutputError, match="no room for signatures"):
         continued(signed, tmp_path / "sets", 1 << 30, nowhere)
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""], ["one two three", "four five six"], ["one two three"] * 2])
+def test_nothing_to_compare(tmp_path: Path, texts: list[str]) -> None:
+    pq.write_table(pa.table({"text": pa.array(texts, pa.string())}), tmp_path / "a.parquet")
+    run = gpudedup.run(tmp_path / "a.parquet", tmp_path / "out", verify="signature", output="none")
+    assert run.removed["row"].to_pylist() == ([1] if texts == ["one two three"] * 2 else [])
 
 
 @pytest.mark.skipif(
