@@ -607,6 +607,21 @@ def test_no_server(object_store, quick, monkeypatch):
             find_files([object_store.url("a.jsonl")])
 
 
+def test_a_bucket_whose_region_nobody_says(monkeypatch):
+    """As pyarrow says it where no server is named."""
+
+    class Unknowing:
+        @staticmethod
+        def from_uri(uri):
+            raise OSError("When resolving region for bucket 'corpus': AWS Error\nNETWORK_CONNECTION")
+
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", Unknowing)
+    with pytest.raises(
+        InputError, match=r"^cannot find the region of s3://corpus/a.jsonl: .*\?region=.* or AWS_REGION.*$"
+    ):
+        find_files(["s3://corpus/a.jsonl"])
+
+
 def test_slow_answers_are_waited_for(object_store, proxy):
     """4 seconds without a byte is more than pyarrow waits for by itself."""
     put(object_store, "a.jsonl")

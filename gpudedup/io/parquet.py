@@ -142,7 +142,7 @@ class ParquetShard:
         ``keep`` alone. Memory stays bounded: a large row group waits in a temporary file.
         """
         self._check_keep(keep)
-        metadata = self._footer
+        metadata = self.footer
         groups = [group for group, (first, stop) in enumerate(self._spans()) if keep[first:stop].any()]
         names = [field.name for field in self.schema]
         repeated: set[str] = set()
@@ -176,7 +176,8 @@ class ParquetShard:
             raise ValueError(f"keep has {len(keep)} values for the {self.row_count} rows of {self.name}")
 
     @property
-    def _footer(self) -> pq.FileMetaData:
+    def footer(self) -> pq.FileMetaData:
+        """What was read of the file at first."""
         assert self.metadata is not None
         return self.metadata
 
@@ -226,7 +227,7 @@ class ParquetShard:
 
     def _writer_options(self) -> dict[str, Any]:
         """Options that make the output like the input: codec and dictionary per column, page index, sorting."""
-        if not self._footer.num_row_groups or not self._leaves:
+        if not self.footer.num_row_groups or not self._leaves:
             return {"compression": "zstd"}
         with self._reading(0) as file:
             group = self._row_group(file, 0)
@@ -335,7 +336,7 @@ class ParquetShard:
             with self._open(file) as parquet:
                 next(parquet.reader.iter_batches(0, row_groups=[group], use_threads=False), None)
             self._checked.add(group)
-        return self._footer.row_group(group)
+        return self.footer.row_group(group)
 
     def _expect(self, file: OpenFile, group: int, names: Sequence[str]) -> None:
         """Have the chunks of these columns fetched together, if they may be held: they are read twice, first in leaps

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from gpudedup.errors import InputError
 from gpudedup.io import READERS, Batch, Source
 from gpudedup.io.batches import READ_ERRORS, say, value_bytes
-from gpudedup.io.parquet import BUFFER_BYTES
+from gpudedup.io.parquet import BUFFER_BYTES, ParquetShard
 from gpudedup.io.paths import FORMATS, InputFile, suffix_of
 from gpudedup.io.skips import UnskippableError
 from gpudedup.io.source import AnyShard, DocumentFiles, FileShard, Fingerprint, input_files
@@ -250,11 +250,10 @@ class _Sampler:
         reader = self._reader(self.source)
         groups: list[tuple[InputFile, int, int, int]] = []  # (file, row group, rows, decoded bytes of all columns)
         for shard in self.shards:
-            file: InputFile = shard.file  # type: ignore[union-attr]
-            with _parquet(file) as parquet:
-                for number in range(parquet.metadata.num_row_groups):
-                    group = parquet.metadata.row_group(number)
-                    groups.append((file, number, group.num_rows, group.total_byte_size))
+            assert isinstance(shard, ParquetShard)
+            for number in range(shard.footer.num_row_groups):
+                group = shard.footer.row_group(number)
+                groups.append((shard.file, number, group.num_rows, group.total_byte_size))
         row_count = sum(rows for _, _, rows, _ in groups)
         if sum(size for *_, size in groups) <= self.most_bytes:
             return self.whole()
