@@ -29,8 +29,10 @@ from gpudedup.result import Result
 from gpudedup.stages.apply import new_run
 from gpudedup.stages.sign import Progress, check_types, columns_needed
 from gpudedup.store import manifest as manifests
+from gpudedup.store import records
 from gpudedup.store import run_directory as store
 from gpudedup.store.lock import LocalLockFile, Lock, LockFile, RemoteLockFile, Tell, unheard
+from gpudedup.store.manifest import Manifest
 from gpudedup.store.mirror import Mirror
 from gpudedup.summary import Summary
 
@@ -145,6 +147,8 @@ def advance(
         raise ParameterError(f"stage must be one of {', '.join(VERBS)}, got {stage!r}")
     with _place(path, changes.get("tmp") or tempfile.gettempdir()) as place:
         manifest = manifests.read(place[0], unfinished=True)
+        if not records.any_done(place[0]) and manifest.state == "complete":
+            raise ArtefactError(f"{path} was saved from memory: it has no stages; make it with gpudedup run")
         params, output = changed(manifest, stage, changes)
         if manifest.working_directory not in ("", os.getcwd()):
             raise ArtefactError(
@@ -152,8 +156,7 @@ def advance(
                 f"cd {shlex.quote(manifest.working_directory)}"
             )
         inputs = [entry.path for entry in manifest.inputs]
-        inputs += [entry.shard for entry in manifest.skipped if entry.first_row is None]
-        _drive(inputs, place, output, params, stage, progress, tell, changing=True)
+        _drive(inputs, place, output, params, stage, progress, tell, changing=manifest)
     return status(path)
 
 
@@ -196,15 +199,20 @@ def _drive(
     until: str,
     progress: Progress,
     tell: Tell,
-    changing: bool = False,
+    changing: Manifest | None = None,
 ) -> None:
     folder, mirror = place
     source = open_paths(paths, **_reading(params))
     with closing(source):
         check_types(source, params)
         directory = new_run(folder, source, paths, output, params.against, resumable=True, mirror=mirror)
-        with directory, Lock(_lock_file(folder, mirror), tell) as lock:
-            drive(directory, source, params, lock, progress, until, changing=changing)
+        try:
+            with Lock(_lock_file(folder, mirror), tell) as lock, directory:
+                if mirror is not None:
+                    mirror.check_current()
+                drive(directory, source, params, lock, progress, until, changing=changing)
+        finally:
+            directory.give_back()
 
 
 def plan(

@@ -14,7 +14,7 @@ from gpudedup.engines.local import Outcome, decide_again, silent
 from gpudedup.io.skips import skipped_files
 from gpudedup.io.source import first_rows, input_files
 from gpudedup.machine import description
-from gpudedup.stages.apply import all_removals, kept_batches, new_run, write_all
+from gpudedup.stages.apply import Removals, kept_batches, new_run, write_all
 from gpudedup.stages.earlier import input_positions
 from gpudedup.stages.sign import Progress
 from gpudedup.stages.verify import matching
@@ -49,7 +49,7 @@ class Result:
     def removed(self) -> pa.Table:
         """One row per removal, in input order: what was removed, for which keeper, why (docs/spec.md, section 13)."""
         outcome = self._outcome
-        return all_removals(outcome.source, outcome.signed, outcome.decided, outcome.params)
+        return Removals.of(outcome.source, outcome.signed, outcome.decided, outcome.params).whole()
 
     def clusters(self) -> pa.Table:
         """One row per document that was kept for others or removed for one: ``cluster`` (the keeper's input position),
@@ -106,13 +106,14 @@ class Result:
         with outcome.seconds.stage("apply"):
             progress("apply", signed.rows, signed.text_bytes)
             outputs = write_all(
-                directory, outcome.source, signed, outcome.decided, self.removed, outcome.backend.workers
+                directory, outcome.source, signed, outcome.decided, outcome.params, outcome.backend.workers
             )
         rows = np.diff(first_rows(shards, signed.shard_first)).tolist()
         directory.finish(
             outputs=outputs,
             version=version("gpudedup"),
             **self.summary().for_manifest(),
+            lowest_threshold=outcome.params.threshold,
             against=signed.earlier.entries() if signed.earlier is not None else [],
             inputs=[
                 InputEntry(path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=count)

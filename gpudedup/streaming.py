@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial, reduce
+from functools import reduce
 from importlib.metadata import version
 from typing import Any, Generic, Self, TypeVar
 
@@ -17,14 +17,14 @@ import pyarrow as pa
 from gpudedup import _cpu
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I32, U64, SignedBatch, ToSign
-from gpudedup.backends.columns import is_text, is_view, plain, plain_column, plain_type, stored_values, take
+from gpudedup.backends.columns import is_text, is_view, plain, plain_column, plain_type, stored_values
 from gpudedup.engines.local import Budget
 from gpudedup.errors import GpudedupError, MemoryLimitError, ParameterError
 from gpudedup.io import open_source
 from gpudedup.io.batches import MAX_ROWS, batch_bytes
 from gpudedup.io.source import Source
 from gpudedup.params import Params, make_params
-from gpudedup.stages.apply import removed_table
+from gpudedup.stages.apply import Removals
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR, REASONS, Decided
 from gpudedup.stages.sign import check_types, columns_needed, scope_codes
 from gpudedup.stages.spill import spill_errors
@@ -228,7 +228,7 @@ class Deduplicator:
             decided = reduce(_join_decided, self._removed.pieces, NOTHING)
             ids = pa.chunked_array(self._ids.pieces, self._types.get("ids", pa.null()))
             first = np.array([0, self._documents], np.int64)
-        return removed_table([""], first, decided, partial(take, ids) if "ids" in self._roles else None)
+        return Removals([""], first, decided, ids if "ids" in self._roles else None).whole()
 
     def filter(self, batch: Any) -> pa.BooleanArray:
         """True for the rows of ``batch`` that stay. ``batch``: Arrow data or a list of str, as for `deduplicate`.

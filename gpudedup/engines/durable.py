@@ -25,19 +25,18 @@ from gpudedup.backends import Backend, select_backend
 from gpudedup.backends.base import Band, Decision
 from gpudedup.engines.corpus import Corpus
 from gpudedup.engines.earlier import keeps_the_same, open_earlier
-from gpudedup.engines.lineage import Lineage, bands_a_task, match_tasks
+from gpudedup.engines.lineage import Lineage, bands_a_task, content_of, match_tasks
 from gpudedup.engines.local import Budget, Seconds
 from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.signing import read_columns, sign_tasks
 from gpudedup.engines.space import check_space
 from gpudedup.engines.status import recorded_params
-from gpudedup.errors import ArtefactError, ParameterError
+from gpudedup.errors import ArtefactError, LockedError, ParameterError
 from gpudedup.io.paths import InputFile
-from gpudedup.io.skips import skipped_files
 from gpudedup.io.source import Source, input_files
 from gpudedup.machine import description, release_memory
 from gpudedup.params import SPEC, Params, make_params
-from gpudedup.stages.apply import all_removals, removed_parts, write_shard
+from gpudedup.stages.apply import Removals, write_shard
 from gpudedup.stages.decide import Decided, decide
 from gpudedup.stages.earlier import Earlier, with_earlier
 from gpudedup.stages.guard import check_guard
@@ -94,15 +93,26 @@ class DurableRun:
         self.budget = Budget.of(params)
         self.corpus = Corpus.of(source, tasks)
         sizes = [mark.size_bytes for mark in self.corpus.marks]
-        against = [run.digest for run in earlier.runs]
-        self.lineage = Lineage(self.corpus.names, sizes, self.corpus.task.tolist(), params, directory.output, against)
         self.carried = carried_columns(params)
+        check_types(source, params)
+        self._types = {name: str(source.column_type(name)) for name in self.carried}
+        self.lineage = Lineage(
+            self.corpus.names,
+            sizes,
+            self.corpus.task.tolist(),
+            params,
+            directory.output,
+            [(entry.path, entry.digest) for entry in earlier.entries()],
+            self._types,
+            self._content,
+        )
         before = directory.manifest()
+        self._skipped_before = [] if before is None else [each for each in before.skipped if each.first_row is None]
         self._lowest_threshold = params.threshold if before is None else before.lowest_threshold
         self.seconds = Seconds()
         self._records: dict[tuple[str, int], Record] = {}
+        self._contents: dict[int, str] = {}
         self._cache = ShingleCache(self.budget.cache_bytes if params.verify == "exact" else 0)
-        check_types(source, params)
         earlier.check_types(source, params)
 
     def advance(self, until: str) -> None:
@@ -122,6 +132,14 @@ class DurableRun:
         if known is not None:
             self._records[stage, task] = known
         return known
+
+    def _content(self, task: int) -> str:
+        if task not in self._contents:
+            record = self.done("sign", task)
+            if record is None:
+                return ""
+            self._contents[task] = content_of(record.inputs)
+        return self._contents[task]
 
     def record(self, stage: str, task: int, artefacts: list[OutputEntry], *, seconds: float, **more: Any) -> Record:
         """A record of a task that was done by this process."""
@@ -210,7 +228,7 @@ class DurableRun:
             return group(self.signed, self.params, self.backend, known)
         grouped = group(self.signed, self.params, self.backend)
         batch = pa.record_batch([grouped.order, grouped.leader], schema=working.ORDER)
-        entry = self._write("match/order.arrow", working.ORDER, [batch])
+        entry = self._write("match", 0, "match/order.arrow", working.ORDER, [batch])
         self.commit(self.record("match", 0, [entry], seconds=time.perf_counter() - start))
         return grouped
 
@@ -225,7 +243,8 @@ class DurableRun:
             sort_band(self.signed, grouped, band, self.backend, memory_bytes=memory_bytes)
             for band in self._bands_of(task)
         )
-        entry = self._write(f"match/bands-{task:03}.arrow", working.BANDS, map(working.band_batch, bands))
+        name = f"match/bands-{task:03}.arrow"
+        entry = self._write("match", task, name, working.BANDS, map(working.band_batch, bands))
         self.commit(self.record("match", task, [entry], seconds=time.perf_counter() - start))
 
     @cached_property
@@ -269,7 +288,7 @@ class DurableRun:
             )
             release_memory()
         batch = working.decision_batch(*verified.decision.arrays())
-        entry = self._write(f"verify/{ppm:07}.arrow", working.DECISION, [batch])
+        entry = self._write("verify", ppm, f"verify/{ppm:07}.arrow", working.DECISION, [batch])
         counts = matching(self.matched, verified)
         self.commit(self.record("verify", ppm, [entry], counts=counts, seconds=time.perf_counter() - start))
         return verified
@@ -288,7 +307,7 @@ class DurableRun:
         if params.verify != "exact" or self.done("verify", params.threshold_ppm) is not None:
             return
         documents = "documents that share a bucket"
-        if self._is_matched:
+        if self._is_matched and len(self._sign_records()) == len(self.corpus.tasks):
             buckets, prior = self.matched.buckets, self._prior()
             unknown = buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision)
             if not len(unknown):
@@ -322,7 +341,8 @@ class DurableRun:
         start = time.perf_counter()
         decided = decide(self.signed, self.grouped, self.verified, self.params)
         columns = [decided.removed, decided.keeper, decided.reason, decided.similarity]
-        entry = self._write("decide/removed.arrow", working.REMOVED, [pa.record_batch(columns, schema=working.REMOVED)])
+        batch = pa.record_batch(columns, schema=working.REMOVED)
+        entry = self._write("decide", 0, "decide/removed.arrow", working.REMOVED, [batch])
         self.commit(self.record("decide", 0, [entry], seconds=time.perf_counter() - start))
         return decided
 
@@ -332,33 +352,40 @@ class DurableRun:
             self._clear_results()
             missing = [task for task in self.corpus.tasks if self.done("apply", task) is None]
             if missing:
+                self._write_manifest(self.lineage.of_results)
                 self.progress("apply", self.signed.rows, self.signed.text_bytes)
                 self._write_shards(missing)
         self.finish()
 
     def _write_shards(self, tasks: Sequence[int]) -> None:
         signed, decided = self.signed, self.decided
-        removed = all_removals(self.source, signed, decided, self.params)
-        parts = list(removed_parts(signed, removed, decided))
+        removals = Removals.of(self.source, signed, decided, self.params)
         start = time.perf_counter()
         with stoppable_threads(self.backend.workers, "gpudedup-apply") as submit:
             going_on = [
                 [
                     future
                     for number in self.corpus.shards_of(task)
-                    for future in write_shard(
-                        self.directory, self.source, number, signed, decided, parts[number], submit
-                    )
+                    for future in write_shard(self.directory, self.source, number, signed, decided, removals, submit)
                 ]
                 for task in tasks
             ]
             for task, futures in zip(tasks, going_on, strict=True):
                 outputs = [entry for entries in results(futures) for entry in entries]
                 self.commit(self.record("apply", task, outputs, seconds=time.perf_counter() - start))
+                start = time.perf_counter()
 
     # ---- artefacts ----
 
-    def _write(self, name: str, kinds: pa.Schema, batches: Iterable[pa.RecordBatch]) -> OutputEntry:
+    def replace(self, stage: str, task: int) -> None:
+        """Called before artefacts of a task are written: a record of others under their names goes first."""
+        self._lock.check()
+        self.directory.forget(stage, task, self.lineage.digest(stage, task))
+
+    def _write(
+        self, stage: str, task: int, name: str, kinds: pa.Schema, batches: Iterable[pa.RecordBatch]
+    ) -> OutputEntry:
+        self.replace(stage, task)
         with self.directory.new_artefact(name) as file, ipc_writer(file, kinds) as writer:
             for batch in batches:
                 writer.write_batch(batch)
@@ -367,24 +394,31 @@ class DurableRun:
     # ---- the manifest ----
 
     def begin(self) -> None:
-        """Write the manifest of an unfinished run, unless it is there. Results of another decision stay for now."""
+        """Write the manifest of an unfinished run, unless one of the same plan is there. Results stay for now."""
         before = self.directory.manifest()
-        plan = self.lineage.of_results
+        if before is None:
+            self._write_manifest("")
+            return
         planned = list(zip(self.corpus.names, self.corpus.task.tolist(), strict=True))
-        if (
-            before is None
-            or (before.digest, before.state) != (plan, "unfinished")
-            or [(entry.path, entry.task) for entry in before.inputs] != planned
-        ):
-            self._write_manifest(plan if before is None else before.results)
+        then, now = recorded_params(before), self.params
+        names = [name for name in Params.__struct_fields__ if name not in RUNTIME]
+        same = (
+            [(entry.path, entry.task) for entry in before.inputs] == planned
+            and all(getattr(then, name) == getattr(now, name) for name in names)
+            and before.output == self.directory.output
+            and before.column_types == self._types
+            and before.against == self.earlier.entries()
+        )
+        if not same:
+            self._write_manifest(before.results)
 
     def _clear_results(self) -> None:
         """Delete results of another decision, and the records of them."""
         manifest = self.directory.manifest()
-        if manifest is None or manifest.results != self.lineage.of_results:
+        results = "" if manifest is None else manifest.results
+        if results != self.lineage.of_results:
             self._write_manifest("")
             self.directory.discard([records.folder_of("apply"), *manifests.RESULTS])
-            self._write_manifest(self.lineage.of_results)
 
     def _write_manifest(self, results: str) -> None:
         bands, rows = self.params.banding
@@ -393,7 +427,6 @@ class DurableRun:
             spec=SPEC,
             version=version("gpudedup"),
             state="unfinished",
-            digest=self.lineage.of_results,
             results=results,
             parameters=msgspec.to_builtins(self.params),
             bands=bands,
@@ -402,11 +435,14 @@ class DurableRun:
             counts={},
             seconds={},
             inputs=[
-                InputEntry(path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, rows=0, task=task)
+                InputEntry(
+                    path=name, size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns, etag=mark.etag, rows=0, task=task
+                )
                 for name, mark, task in files
             ],
             outputs=[],
-            skipped=[SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None],
+            skipped=self._skipped_files(),
+            column_types=self._types,
             against=self.earlier.entries(),
         )
 
@@ -428,23 +464,32 @@ class DurableRun:
             **self.summary().for_manifest(),
             against=self.earlier.entries(),
             lowest_threshold=self._lowest_threshold,
-            inputs=[signed[name] for name in self.corpus.names],
+            column_types=self._types,
+            inputs=[
+                msgspec.structs.replace(signed[name], mtime_ns=mark.mtime_ns, etag=mark.etag)
+                for name, mark in zip(self.corpus.names, self.corpus.marks, strict=True)
+            ],
             skipped=self._skipped(),
             machine=description(),
         )
 
     def _skipped(self) -> list[SkippedEntry]:
         """What was left out: whole files, as they were opened now, and rows, as they were signed."""
-        files = [SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None]
         rows = [entry for record in self._sign_records() for entry in record.skipped]
         place = {name: number for number, name in enumerate(self.corpus.names)}
-        return files + sorted(rows, key=lambda entry: (place[entry.shard], entry.first_row or 0))
+        return self._skipped_files() + sorted(rows, key=lambda entry: (place[entry.shard], entry.first_row or 0))
+
+    def _skipped_files(self) -> list[SkippedEntry]:
+        """Whole files, as they were opened now, or when the run was begun, if they are not named now."""
+        found = {each.shard: SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None}
+        read = set(self.corpus.names)
+        before = {each.shard: each for each in self._skipped_before if each.shard not in read}
+        return list((before | found).values())
 
     def summary(self) -> Summary:
         """Of what was found, whoever found it."""
         record = self.done("verify", self.params.threshold_ppm)
         assert record is not None
-        whole_files = [each for each in self.source.skipped if each.first_row is None]
         return summarise(
             self.params,
             self.backend,
@@ -452,7 +497,7 @@ class DurableRun:
             self.decided,
             record.counts,
             {stage: self.seconds.of.get(stage, 0.0) or self._recorded_seconds(stage) for stage in VERBS},
-            skipped_files(whole_files),
+            len(self._skipped_files()),
         )
 
     def _recorded_seconds(self, stage: str) -> float:
@@ -517,10 +562,7 @@ def check_unchanged(corpus: Corpus, directory: RunDirectory) -> None:
         record = directory.done("sign", task, None)
         for entry in record.inputs if record is not None else ():
             mark = corpus.marks[place[entry.path]] if entry.path in place else None
-            if mark is None or (entry.size_bytes, entry.mtime_ns) == (mark.size_bytes, mark.mtime_ns):
-                continue
-            same = entry.size_bytes == mark.size_bytes and entry.xxh3_128
-            if not same or entry.xxh3_128 != manifests.checksum(Path(entry.path)):
+            if mark is not None and not manifests.is_unchanged(entry, mark, entry.path):
                 raise ArtefactError(
                     f"{entry.path} is not what {directory.path} was made from: {entry.size_bytes} bytes with mtime_ns "
                     f"{entry.mtime_ns} then, {mark.size_bytes} with {mark.mtime_ns} now; put it back, use another "
@@ -536,15 +578,17 @@ def drive(
     progress: Progress,
     until: str,
     *,
-    changing: bool = False,
+    changing: Manifest | None = None,
 ) -> None:
     """Go on with a run, or begin it, up to a stage. Raises GpudedupError; what was committed stays.
 
-    changing: parameters may differ from those that the run was begun with.
+    changing: the manifest that ``params`` were made from, if they may differ from those the run was begun with.
     """
     directory.drop_temporaries()
     before = directory.manifest()
-    if before is not None and not changing:
+    if changing is not None and before != changing:
+        raise LockedError(f"{directory.name} was changed by another process in the meantime; start this again")
+    if before is not None and changing is None:
         check_same(before, params, [name for name, _ in input_files(source.shards)], directory)
     if before is not None:
         check_place(before, directory)
@@ -588,13 +632,11 @@ def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], para
     then = recorded_params(manifest)
     if (then.max_removed, then.guard_column) != (params.max_removed, params.guard_column):
         return False  # whether the decision is accepted is asked again
-    skipped = {entry.shard for entry in manifest.skipped if entry.first_row is None}
-    now = [
-        (file.path, file.fingerprint.size_bytes, file.fingerprint.mtime_ns)
-        for file in files
-        if file.path not in skipped
-    ]
-    if now != [(entry.path, entry.size_bytes, entry.mtime_ns) for entry in manifest.inputs]:
+    if manifest.digest != Lineage.of(manifest, then).of_results:
+        return False  # of another spec, or other fold tables
+    marks = [(file.path, file.fingerprint) for file in files]  # more than there are inputs if any could not be read
+    now = [(name, mark.size_bytes, mark.mtime_ns, mark.etag) for name, mark in marks]
+    if now != [(entry.path, entry.size_bytes, entry.mtime_ns, entry.etag) for entry in manifest.inputs]:
         return False
     if not all(keeps_the_same(entry) for entry in manifest.against):
         return False

@@ -36,6 +36,7 @@ class _Writer:
         self._run, self._task = run, task
         self._stack = ExitStack()
         self._name = f"signatures/{task:06}.arrow"
+        run.replace("sign", task)
         self._file = self._stack.enter_context(run.directory.new_artefact(self._name))
         self._batches = self._stack.enter_context(files.ipc_writer(self._file, files.schema(run.params.num_perm)))
         self._columns: list[pa.RecordBatch] = []
@@ -77,9 +78,9 @@ class _Writer:
             counts={"rows": sum(self._rows.values()), "text_bytes": self._text_bytes},
             seconds=time.perf_counter() - self._start,
         )
+        run.commit(record)
         if run.carried:
             write_columns(run, self._task, self._columns)
-        run.commit(record)
 
     def abandon(self) -> None:
         """Remove what was written, if it was not committed."""
@@ -144,6 +145,7 @@ def write_columns(run: DurableRun, task: int, batches: Sequence[pa.RecordBatch])
     kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
     table = pa.Table.from_batches([_of_types(batch, kinds) for batch in batches], kinds).unify_dictionaries()
     name = f"columns/{task:06}.arrow"
+    run.replace("columns", task)
     with run.directory.new_artefact(name) as file, files.ipc_writer(file, kinds) as writer:
         writer.write_table(table)
     entry = working_entry(name, file.size_bytes, file.xxh3_128)
@@ -169,6 +171,7 @@ def _input_entry(run: DurableRun, place: int, rows: int) -> InputEntry:
         path=name,
         size_bytes=mark.size_bytes,
         mtime_ns=mark.mtime_ns,
+        etag=mark.etag,
         rows=rows,
         xxh3_128=checksum,
         task=int(run.corpus.task[place]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from gpudedup.engines.lineage import Lineage, match_tasks
+from gpudedup.engines.lineage import Lineage, content_of, match_tasks
 from gpudedup.errors import ArtefactError, ParameterError
 from gpudedup.params import Params
 from gpudedup.stages.sign import carried_columns
@@ -54,7 +54,8 @@ def status(directory: Path, file: lock.LockFile) -> Status:
     manifest = manifests.read(directory, unfinished=True)
     params = recorded_params(manifest)
     tasks = sorted({entry.task for entry in manifest.inputs})
-    lineage = Lineage.of(manifest, params)
+    contents: dict[int, str] = {}
+    lineage = Lineage.of(manifest, params, lambda task: contents.get(task, ""))
 
     def found(stage: str, numbers: list[int]) -> list[Record]:
         read = (records.read(directory, stage, task, lineage.digest(stage, task)) for task in numbers)
@@ -70,6 +71,7 @@ def status(directory: Path, file: lock.LockFile) -> Status:
         )
 
     signed = found("sign", tasks)
+    contents.update((record.task, content_of(record.inputs)) for record in signed)
     rows = sum(record.counts.get("rows", 0) for record in signed)
     columns = tasks if carried_columns(params) else []
     earlier = sum(entry.documents for entry in manifest.against)

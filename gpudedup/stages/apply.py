@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,67 +23,88 @@ from gpudedup.store.mirror import Mirror
 from gpudedup.store.run_directory import RunDirectory
 from gpudedup.store.stopping import Submit, results, stoppable_threads
 
+REMOVALS_AT_ONCE = 1 << 22
+"""Rows of a table: a column of strings holds 2 GB in one piece."""
+
 FILES_AT_ONCE = 500
 """Small files that one task copies."""
 
 
-def removed_table(
-    file_names: Sequence[str],
-    file_first: I64,
-    decided: Decided,
-    ids_at: Callable[[pa.Array], pa.Array] | None,
-    earlier: Earlier | None = None,
-) -> pa.Table:
-    """One row per removal in input order; columns as in docs/spec.md, section 13. O(removals).
+class Removals:
+    """The table of removals, made range by range: one of all of them may not fit memory.
 
-    file_first int64[files + 1]: input position of the first row of each file; ids_at gives the ids at document numbers.
+    file_first int64[files + 1]: input position of the first row of each file; ids: by document number, those of earlier
+    runs behind the rows.
     """
-    nothing = decided.keeper < 0
-    shard, row = _place(file_first, decided.removed)
-    keeper_shard, keeper_row = _place(file_first, np.where(nothing, 0, decided.keeper))
-    keeper_run = np.full(len(decided.keeper), -1, np.int64)
-    names = list(file_names)
-    if earlier is not None:
-        (places,) = np.nonzero(decided.keeper >= file_first[-1])
-        documents = decided.keeper[places] - file_first[-1]
-        for run, among, positions in earlier.parts(documents):
-            file, keeper_row[places[among]] = _place(run.file_first, positions)
-            keeper_shard[places[among]] = len(names) + file
-            keeper_run[places[among]] = earlier.runs.index(run)
-            names += run.files
-    columns: dict[str, pa.Array] = {
-        "shard": _names(file_names, shard, None),
-        "row": pa.array(row, pa.int64()),
-        "reason": pa.array(REASONS, pa.string()).take(pa.array(decided.reason, pa.int32())),
-        "keeper_shard": _names(names, keeper_shard, nothing),
-        "keeper_row": pa.array(keeper_row, pa.int64(), mask=nothing),
-        "similarity": pa.array(decided.similarity, pa.float64(), mask=np.isnan(decided.similarity)),
-        "cluster": pa.array(input_positions(decided.keeper, int(file_first[-1])), pa.int64(), mask=nothing),
-    }
-    if earlier is not None:
-        columns["keeper_run"] = _names([run.name for run in earlier.runs], keeper_run, keeper_run < 0)
-    if ids_at is not None:
-        columns["id"] = ids_at(pa.array(decided.removed, pa.int64()))
-        columns["keeper_id"] = ids_at(pa.array(decided.keeper, pa.int64(), mask=nothing))
-    order = ["shard", "row", "id", "reason", "keeper_run", "keeper_shard", "keeper_row", "keeper_id", "similarity"]
-    return pa.table({name: columns[name] for name in [*order, "cluster"] if name in columns})
 
+    def __init__(
+        self,
+        file_names: Sequence[str],
+        file_first: I64,
+        decided: Decided,
+        ids: pa.ChunkedArray | None,
+        earlier: Earlier | None = None,
+    ) -> None:
+        self._first, self._decided, self._ids, self._earlier = file_first, decided, ids, earlier
+        runs = [] if earlier is None else earlier.runs
+        self._names = pa.array([*file_names, *(name for run in runs for name in run.files)], pa.large_string())
+        self._run_files = np.cumsum([len(file_names), *(len(run.files) for run in runs)])
 
-def all_removals(source: Source, signed: Signed, decided: Decided, params: Params) -> pa.Table:
-    """The removals of a whole run."""
-    names = [name for name, _ in input_files(source.shards)]
-    ids = None
-    if params.id_column:
-        ids = signed.columns[params.id_column]
-        if signed.earlier is not None:
-            ids = signed.earlier.ids(params.id_column, ids)
-    return removed_table(
-        names,
-        first_rows(source.shards, signed.shard_first),
-        decided,
-        partial(take, ids) if ids is not None else None,
-        signed.earlier,
-    )
+    @classmethod
+    def of(cls, source: Source, signed: Signed, decided: Decided, params: Params) -> Removals:
+        """Those of a whole run."""
+        ids = None
+        if params.id_column:
+            ids = signed.columns[params.id_column]
+            if signed.earlier is not None:
+                ids = signed.earlier.ids(params.id_column, ids)
+        names = [name for name, _ in input_files(source.shards)]
+        return cls(names, first_rows(source.shards, signed.shard_first), decided, ids, signed.earlier)
+
+    def whole(self) -> pa.Table:
+        """All of them."""
+        count = len(self._decided.removed)
+        return pa.concat_tables(
+            [self.table(low, min(low + REMOVALS_AT_ONCE, count)) for low in range(0, max(1, count), REMOVALS_AT_ONCE)]
+        )
+
+    def of_shard(self, first: int, last: int) -> pa.Table:
+        """Those of the rows at input positions first to last - 1."""
+        return self.table(*np.searchsorted(self._decided.removed, [first, last]).tolist())
+
+    def table(self, low: int, high: int) -> pa.Table:
+        """Removals low to high - 1, a row each, in input order; columns as in docs/spec.md, section 13."""
+        decided = self._decided
+        removed, keeper, similarity = decided.removed[low:high], decided.keeper[low:high], decided.similarity[low:high]
+        nothing = keeper < 0
+        shard, row = _place(self._first, removed)
+        keeper_shard, keeper_row = _place(self._first, np.where(nothing, 0, keeper))
+        keeper_run = np.full(len(keeper), -1, np.int64)
+        if self._earlier is not None:
+            (places,) = np.nonzero(keeper >= self._first[-1])
+            documents = keeper[places] - self._first[-1]
+            for run, among, positions in self._earlier.parts(documents):
+                number = self._earlier.runs.index(run)
+                file, keeper_row[places[among]] = _place(run.file_first, positions)
+                keeper_shard[places[among]] = self._run_files[number] + file
+                keeper_run[places[among]] = number
+        columns: dict[str, pa.Array] = {
+            "shard": _taken(self._names, shard, None),
+            "row": pa.array(row, pa.int64()),
+            "reason": pa.array(REASONS, pa.string()).take(pa.array(decided.reason[low:high], pa.int32())),
+            "keeper_shard": _taken(self._names, keeper_shard, nothing),
+            "keeper_row": pa.array(keeper_row, pa.int64(), mask=nothing),
+            "similarity": pa.array(similarity, pa.float64(), mask=np.isnan(similarity)),
+            "cluster": pa.array(input_positions(keeper, int(self._first[-1])), pa.int64(), mask=nothing),
+        }
+        if self._earlier is not None:
+            runs = pa.array([run.name for run in self._earlier.runs], pa.large_string())
+            columns["keeper_run"] = _taken(runs, keeper_run, keeper_run < 0)
+        if self._ids is not None:
+            columns["id"] = take(self._ids, pa.array(removed, pa.int64()))
+            columns["keeper_id"] = take(self._ids, pa.array(keeper, pa.int64(), mask=nothing))
+        order = ["shard", "row", "id", "reason", "keeper_run", "keeper_shard", "keeper_row", "keeper_id", "similarity"]
+        return pa.table({name: columns[name] for name in [*order, "cluster"] if name in columns})
 
 
 def kept_batches(source: Source, signed: Signed, decided: Decided) -> Iterator[pa.RecordBatch]:
@@ -101,10 +120,10 @@ def _place(file_first: I64, positions: I64) -> tuple[I64, I64]:
     return file, positions - file_first[file]
 
 
-def _names(file_names: Sequence[str], shard: I64, null: npt.NDArray[np.bool_] | None) -> pa.Array:
-    if not len(shard):
+def _taken(names: pa.Array, places: I64, null: npt.NDArray[np.bool_] | None) -> pa.Array:
+    if not len(places):
         return pa.array([], pa.string())
-    return pa.array(file_names, pa.string()).take(pa.array(shard, pa.int64(), mask=null))
+    return names.take(pa.array(places, pa.int64(), mask=null)).cast(pa.string())
 
 
 def new_run(
@@ -124,24 +143,17 @@ def new_run(
 
 
 def write_all(
-    directory: RunDirectory, source: Source, signed: Signed, decided: Decided, removed: pa.Table, workers: int
+    directory: RunDirectory, source: Source, signed: Signed, decided: Decided, params: Params, workers: int
 ) -> list[OutputEntry]:
     """Write the removals of all shards, and what is kept of them or their masks. Raises OutputError and InputError."""
+    removals = Removals.of(source, signed, decided, params)
     with stoppable_threads(workers, "gpudedup-apply") as submit:
-        parts = list(removed_parts(signed, removed, decided))
         futures = [
             future
-            for number, part in enumerate(parts)
-            for future in write_shard(directory, source, number, signed, decided, part, submit)
+            for number in range(len(source.shards))
+            for future in write_shard(directory, source, number, signed, decided, removals, submit)
         ]
         return [entry for entries in results(futures) for entry in entries]
-
-
-def removed_parts(signed: Signed, removed: pa.Table, decided: Decided) -> Iterator[pa.Table]:
-    """The removals of each shard."""
-    cuts = np.searchsorted(decided.removed, signed.shard_first)
-    for first, last in pairwise(cuts.tolist()):
-        yield removed.slice(first, last - first)
 
 
 def write_shard(
@@ -150,15 +162,15 @@ def write_shard(
     number: int,
     signed: Signed,
     decided: Decided,
-    removed: pa.Table,
+    removals: Removals,
     submit: Submit,
 ) -> list[Future[list[OutputEntry]]]:
     """Have the files of one shard written: its removals, and what is kept of it or its mask."""
     shard = source.shards[number]
-    first, last = signed.shard_first[number : number + 2]
+    first, last = signed.shard_first[number : number + 2].tolist()
     keep = decided.keep[first:last]
     names = None
-    futures = [submit(partial(_one, directory.write_removed, shard.name, removed))]
+    futures = [submit(lambda: [directory.write_removed(shard.name, removals.of_shard(first, last))])]
     if isinstance(shard, DocumentFiles):
         names = [file.path for file in shard.files]
         if directory.output == "kept":
@@ -170,14 +182,10 @@ def write_shard(
             futures += copies
     elif directory.output == "kept":
         write_kept = partial(shard.write_kept, keep)
-        futures.append(submit(partial(_one, directory.write_kept, shard.name, write_kept, int(keep.sum()))))
+        futures.append(submit(lambda: [directory.write_kept(shard.name, write_kept, int(keep.sum()))]))
     if directory.output == "mask":
-        futures.append(submit(partial(_one, directory.write_mask, shard.name, keep, names)))
+        futures.append(submit(lambda: [directory.write_mask(shard.name, keep, names)]))
     return futures
-
-
-def _one(write: Callable[..., OutputEntry], *args: Any) -> list[OutputEntry]:
-    return [write(*args)]
 
 
 def _copy(files: Sequence[RowFile], write: Callable[[str, Iterable[bytes]], OutputEntry]) -> list[OutputEntry]:

@@ -164,6 +164,7 @@ def with_earlier(signed: Signed, earlier: Earlier) -> Signed:
     """The same input with documents of earlier runs behind it: their numbers begin at ``signed.rows``."""
     if not earlier.runs:
         return signed
+    check_count(signed.rows + len(earlier))
     content = [signed.content, *(run.signed.content[run.kept] for run in earlier.runs)]
     unit_count = [signed.unit_count, *(run.signed.unit_count[run.kept] for run in earlier.runs)]
     signed.signatures = JoinedSignatures(signed.signatures, signed.rows, earlier)

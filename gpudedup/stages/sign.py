@@ -286,10 +286,10 @@ def check_count(documents: int) -> int:
 
 
 def carried_columns(params: Params) -> list[str]:
-    """The columns whose values are held, each once: id, within, across, keep and guard."""
+    """The columns whose values are held, each once, by name: id, within, across, keep and guard."""
     keep = parse_keep(params.keep).column
     named = [params.id_column, params.within, params.across, keep, params.guard_column]
-    return list(dict.fromkeys(name for name in named if name is not None))
+    return sorted({name for name in named if name is not None})
 
 
 def scope_codes(column: pa.ChunkedArray, backend: Backend) -> tuple[I32, U64]:

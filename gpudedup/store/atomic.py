@@ -154,8 +154,11 @@ def flushed_at_once(folder: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the device, where the file system can."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush the names in a folder to the device, where the file system can and the folder may be read."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
     except OSError as error:

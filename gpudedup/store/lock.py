@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from gpudedup.errors import LockedError, OutputError
-from gpudedup.store.atomic import atomic_file, output_errors, temporary_path
+from gpudedup.store.atomic import output_errors, temporary_path
 from gpudedup.store.mirror import Mirror
 from gpudedup.store.run_directory import LOCK
 
@@ -91,7 +91,7 @@ class LocalLockFile:
     def read(self) -> bytes | None:
         """At most ``MAX_BYTES``; a link is read as no lock."""
         try:
-            with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+            with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
                 return file.read(MAX_BYTES)
         except OSError:
             return None
@@ -117,9 +117,13 @@ class LocalLockFile:
         return True
 
     def replace(self, data: bytes) -> None:
-        """Raises OutputError."""
-        with atomic_file(self._path) as temporary:
+        """Raises OSError."""
+        temporary = temporary_path(self._path.parent)  # not flushed: a crash ends the driver too
+        try:
             temporary.write_bytes(data)
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def take_away(self, seen: bytes) -> None:
         """If another taker was faster and made its own, that is put back."""
@@ -199,8 +203,8 @@ class Lock:
 
     def check(self) -> None:
         """Raise LockedError if another driver took the run over."""
-        if self._lost:
-            owner = owner_of(self._file.read())
+        owner = owner_of(self._file.read())
+        if self._lost or (owner is not None and owner.token != self._owner.token):
             who = f"{owner.host}, process {owner.pid}" if owner else "another driver"
             raise LockedError(
                 f"{self._file.name} was taken over by {who}, because this process stood still for too long; what it "
@@ -242,5 +246,6 @@ class Lock:
                 if owner is None or owner.token != self._owner.token:
                     self._lost = True
                     return
-                self._owner = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
-                self._file.replace(self._said)
+                next_beat = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
+                self._file.replace(msgspec.json.encode(next_beat))
+                self._owner = next_beat

@@ -124,6 +124,8 @@ class Manifest(sealed.Sealed, frozen=True, kw_only=True):
     """Where relative input paths begin; "" if there are none (or it has a name that is not UTF-8)."""
     removed_shares: list[RemovedShare] = msgspec.field(default_factory=list)
     """For the values of the guard column with most documents."""
+    column_types: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of the carried columns."""
     against: list[AgainstEntry] = msgspec.field(default_factory=list)
 
 

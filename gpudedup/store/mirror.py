@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
-from gpudedup.errors import ArtefactError, OutputError
+from gpudedup.errors import ArtefactError, LockedError, OutputError
 from gpudedup.io.batches import say
 from gpudedup.io.remote import Url, filesystem_of
 from gpudedup.store import manifest as manifests
@@ -100,7 +100,7 @@ class Mirror:
         def work() -> bytes | None:
             try:
                 with self._filesystem.open_input_stream(f"{self._root}/{name}") as file:
-                    return bytes(file.read())
+                    return bytes(file.read(manifests.MAX_BYTES))
             except FileNotFoundError:
                 return None
 
@@ -120,6 +120,12 @@ class Mirror:
         """Delete a file. Raises OutputError."""
         self._insist(lambda: self._filesystem.delete_file(f"{self._root}/{name}"), f"delete {name} of")
 
+    def check_current(self) -> None:
+        """Raise LockedError if another process went on with the run since it was pulled."""
+        path = self.local / manifests.NAME
+        if self.read(manifests.NAME) != (path.read_bytes() if path.exists() else None):
+            raise LockedError(f"{self.name} was changed by another process in the meantime; start this again")
+
     def _pull(self) -> None:
         """Records and the manifest as they are; placeholders for the rest."""
         from pyarrow.fs import FileSelector, FileType
@@ -135,9 +141,14 @@ class Mirror:
             if not {"", ".", ".."}.isdisjoint(parts) or "\0" in name:
                 raise ArtefactError(f"{self.name} holds {name!r}, which no run writes; delete it")
             if parts[0] in (manifests.NAME, records.FOLDER):
+                if info.size > manifests.MAX_BYTES:
+                    raise ArtefactError(f"{self.name}/{name} has {info.size} bytes, more than a run writes; delete it")
                 wanted.append(name)
-            else:
+                continue
+            try:
                 self._hold_place(name, info.size)
+            except OSError as error:  # a name that is a file and a folder, or too long, or of a size that cannot be
+                raise ArtefactError(f"{self.name} holds {name!r}, which no run writes: {error.strerror}") from error
         self._each(self._download, wanted)
 
     def _hold_place(self, name: str, size_bytes: int) -> None:

@@ -109,6 +109,8 @@ def read(directory: Path, stage: str, task: int, wanted: str | None) -> Record |
         return None
     if (record.stage, record.task) != (stage, task) or wanted not in (None, record.digest):
         return None
+    if not _is_possible(record):
+        return None
     kinds = (*manifests.RESULTS, *manifests.WORKING)
     for entry in record.artefacts:
         artefact = manifests.safe_path(directory, entry, kinds)
@@ -118,3 +120,24 @@ def read(directory: Path, stage: str, task: int, wanted: str | None) -> Record |
         except OSError:
             return None
     return record
+
+
+COUNTS = {
+    "sign": ("rows", "text_bytes"),
+    "columns": ("rows",),
+    "verify": ("compared_pairs", "bounded_buckets", "bounded_documents", "longest_bucket"),
+}
+"""What a record of each stage counts."""
+
+
+def _is_possible(record: Record) -> bool:
+    """Whether a run can have written it."""
+    rows = [entry.rows for entry in record.inputs]
+    sizes = [entry.size_bytes for entry in record.artefacts] + [entry.size_bytes for entry in record.inputs]
+    return (
+        (record.stage == "apply" or len(record.artefacts) == 1)
+        and all(0 <= record.counts.get(name, -1) < 2**62 for name in COUNTS.get(record.stage, ()))
+        and all(0 <= number < 2**62 for number in (*rows, *sizes))
+        and (record.stage != "sign" or sum(rows) == record.counts["rows"])
+        and {entry.shard for entry in record.skipped} <= {entry.path for entry in record.inputs}
+    )

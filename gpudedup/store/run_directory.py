@@ -158,6 +158,7 @@ class RunDirectory(Artefacts):
         self._resumable = resumable
         self._files: list[str] = []
         self._folders: list[Path] = []
+        self._made: list[Path] = []  # the directory itself, and those above it that were missing
         self._unflushed: set[Path] = set()  # folders with new names
         self._unnamed: list[Path] = []  # folders under temporary names, with all that is in them
         self._finished = False
@@ -344,6 +345,18 @@ class RunDirectory(Artefacts):
         with self._lock:
             self._unflushed.add(path.parent)
 
+    def forget(self, stage: str, task: int, digest: str) -> None:
+        """Delete the record of a task if it is of another plan: what it lists is about to be replaced. Raises
+        OutputError.
+        """
+        path = records.path_of(self.path, stage, task)
+        if os.path.lexists(path) and self.done(stage, task, digest) is None:
+            with output_errors(path):
+                path.unlink()
+                sync_folder(path.parent)
+            if self.mirror is not None:
+                self.mirror.remove(path.relative_to(self.path).as_posix())
+
     def commit(self, record: Record) -> None:
         """Make a task's artefacts last, then its record. Raises OutputError."""
         self.flush_names()
@@ -441,6 +454,12 @@ class RunDirectory(Artefacts):
                 self._folders[-1].rmdir()
             self._folders.pop()
 
+    def give_back(self) -> None:
+        """Delete folders that this run made and that are empty: nothing came of it."""
+        for folder in reversed(self._made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
     def _drop_unnamed(self) -> None:
         while self._unnamed:
             shutil.rmtree(self._unnamed[-1], ignore_errors=True)
@@ -467,8 +486,9 @@ class RunDirectory(Artefacts):
                     except OSError:
                         self._folders.pop()
                         raise
-                if new != self.path and self.path in new.parents:
-                    self._unflushed.add(new.parent)
+                self._unflushed.add(new.parent)
+                if self.path == new or new in self.path.parents:
+                    self._made.append(new)
 
     def __enter__(self) -> RunDirectory:
         return self

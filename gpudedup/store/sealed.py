@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,10 +45,13 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a file of a run. Raises ArtefactError for a link or more than ``limit_bytes``, and OSError."""
     if path.is_symlink():
         raise ArtefactError(f"{path} is a symbolic link, which no run writes")
-    size = path.stat().st_size
-    if size > limit_bytes:
-        raise ArtefactError(f"{path} has {size} bytes, more than the {limit_bytes} that it can have")
-    return path.read_bytes()
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ArtefactError(f"{path} is no file; delete it")
+        if status.st_size > limit_bytes:
+            raise ArtefactError(f"{path} has {status.st_size} bytes, more than the {limit_bytes} that it can have")
+        return file.read(limit_bytes)
 
 
 def decode(data: bytes, kind: type[Kind], path: Path) -> Kind:

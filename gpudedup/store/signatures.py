@@ -81,6 +81,7 @@ def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBa
             if kinds is not None and not file.schema.equals(kinds):
                 raise ArtefactError(f"{path} has other columns than a run writes: {file.schema.names}")
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+            _check_mapped(path, batches)
             for batch in batches:
                 batch.validate(full=True)
                 if kinds is not None and any(column.null_count for column in batch.columns):
@@ -95,10 +96,17 @@ def read_table(path: Path) -> pa.Table:
     try:
         with pa.memory_map(str(path)) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
+            _check_mapped(path, table.to_batches())
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}") from error
     return table
+
+
+def _check_mapped(path: Path, batches: Sequence[pa.RecordBatch]) -> None:
+    """Raise ArtefactError for what takes more than the file has: a run writes nothing compressed."""
+    if sum(batch.nbytes for batch in batches) > 2 * path.stat().st_size:
+        raise ArtefactError(f"{path} holds more than its size, which no run writes; delete it and start again")
 
 
 class SignatureFile:
