@@ -31,8 +31,8 @@ from gpudedup.engines.local import Budget, silent
 from gpudedup.errors import ArtefactError, InputError
 from gpudedup.io import open_paths
 from gpudedup.io.batches import READ_ERRORS, say
-from gpudedup.io.paths import FORMATS, suffix_of
-from gpudedup.io.source import DocumentFiles, FileShard, RowFile, Source, first_rows
+from gpudedup.io.paths import FORMATS, fingerprints_now, suffix_of
+from gpudedup.io.source import DocumentFiles, FileShard, Fingerprint, RowFile, Source, first_rows
 from gpudedup.machine import release_memory
 from gpudedup.params import PPM, Params
 from gpudedup.stages.decide import EMPTY, EXACT, NEAR, REASONS
@@ -250,21 +250,19 @@ def _check_files(run: Run, rows: _Rows, found: _Findings, done: _Count) -> set[s
 
 
 def _check_inputs(run: Run, found: _Findings, done: _Count) -> bool:
-    """Whether every input file has the size and time that it had when it was read."""
+    """Whether every input file has the size, time and tag that it had when it was read."""
     before = found.inputs
-    for entry in run.manifest.inputs:
+    paths = [run.input_path(entry.path) for entry in run.manifest.inputs]
+    for entry, path, look in zip(run.manifest.inputs, paths, fingerprints_now(paths), strict=True):
         done.count += 1
-        path = run.input_path(entry.path)
         try:
-            status = os.stat(path)
-        except OSError as error:
-            found.input(f"input {path} cannot be read: {error.strerror}; put it back, or run again without it")
+            now = look()
+        except InputError as error:
+            found.input(f"input {error}; put it back, or run again without it")
             continue
-        if (status.st_size, status.st_mtime_ns) != (entry.size_bytes, entry.mtime_ns):
-            found.input(
-                f"input {path} was changed: {entry.size_bytes} bytes with mtime_ns {entry.mtime_ns} when it was read, "
-                f"{status.st_size} with {status.st_mtime_ns} now; put it back, or run again"
-            )
+        then = Fingerprint(entry.size_bytes, entry.mtime_ns, entry.etag)
+        if now != then:
+            found.input(f"input {path} was changed: {then} when it was read, {now} now; put it back, or run again")
     return found.inputs == before
 
 

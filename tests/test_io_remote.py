@@ -25,9 +25,9 @@ import pytest
 from object_store import Fault, FaultyProxy
 
 import gpudedup
-from gpudedup.errors import InputError
+from gpudedup.errors import InputError, OutputError
 from gpudedup.io import open_paths, open_source, remote
-from gpudedup.io.paths import ChangedError, common_names, find_files
+from gpudedup.io.paths import ChangedError, common_names, find_files, would_find
 from gpudedup.io.remote import UnreachableError, Url, filesystem_of, is_url
 
 REGION = "?region=us-east-1"
@@ -783,3 +783,55 @@ def test_nothing_of_it_is_imported_before_a_url_is_used(tmp_path):
         [sys.executable, "-c", script, str(tmp_path / "a.jsonl")], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---- runs ----
+
+
+def test_a_run_of_remote_files_is_audited_and_goes_on(object_store, tmp_path):
+    """Names of outputs hold no options; a changed and a removed input are found."""
+    object_store.put({"d/a.jsonl": jsonl_bytes(range(60)), "d/x/b.jsonl": jsonl_bytes(range(60, COUNT))})
+    url = object_store.url("d") + REGION
+    run = gpudedup.run(url, tmp_path / "run", device="cpu")
+    names = ("a.jsonl", "x/b.jsonl")
+    assert [path.relative_to(run.path / "kept").as_posix() for path in run.kept] == list(names)
+    assert b"".join(path.read_bytes() for path in run.kept) == jsonl_bytes(STAYS)
+    assert gpudedup.run(url, tmp_path / "run", device="cpu").manifest == run.manifest
+    assert not run.audit().problems
+    object_store.put({"d/a.jsonl": b"{}\n"})
+    object_store.delete("d/x/b.jsonl")
+    changed, removed = sorted(run.audit().problems)
+    assert changed.startswith(f"input s3://corpus/d/a.jsonl{REGION} was changed: ")
+    assert removed.startswith(f"input s3://corpus/d/x/b.jsonl{REGION} is gone; put it back")
+
+
+def test_a_key_and_a_prefix_of_one_name(object_store, tmp_path):
+    object_store.put({"d/a.jsonl": jsonl_bytes([0]), "d/a.jsonl/b.jsonl": jsonl_bytes([1])})
+    with pytest.raises(InputError, match=r"a.jsonl/b.jsonl would be in a directory that is the output for"):
+        gpudedup.run(object_store.url("d"), tmp_path / "run", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "out", "is_inside"),
+    [
+        ("s3://corpus/d", "s3://corpus/d/run", True),
+        ("s3://corpus/d/?region=x", "s3://corpus/d/run", True),
+        ("s3://corpus", "s3://corpus/run", True),
+        ("s3://corpus/d", "s3://corpus/d2", False),
+        ("s3://corpus/d", "s3://other/d/run", False),
+        ("s3://corpus/d", "gs://corpus/d/run", False),
+        ("s3://corpus/d/*.jsonl", "s3://corpus/d/run", False),
+        ("s3://corpus/d/*", "s3://corpus/d/run", True),
+        ("s3://corpus/d/**/*.jsonl", "s3://corpus/d/x/run", True),
+        ("s3://corpus/d/x/a.jsonl", "s3://corpus/d/run", False),
+        ("s3://corpus/d/*/kept/*", "s3://corpus/d/run", True),
+    ],
+)
+def test_whether_a_later_run_would_read_this_one(given, out, is_inside):
+    assert would_find(given, out) is is_inside
+
+
+def test_a_run_inside_its_input(object_store):
+    url = put(object_store, "a.jsonl")
+    with pytest.raises(OutputError, match=r"s3://corpus/c/run is inside the input s3://corpus/c,"):
+        gpudedup.run(url, f"{url}/run", device="cpu")

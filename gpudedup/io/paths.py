@@ -220,6 +220,18 @@ def _expand_url(given: str, remotes: Remotes) -> list[InputFile]:
     return [_remote_file(remote.below(path), mark) for path, mark in sorted(found.items()) if path in chosen]
 
 
+def would_find(given: str, url: str) -> bool:
+    """Whether an input URL means files below another URL, whatever their names are."""
+    parts, folder = Url.parse(given), Url.parse(url)
+    pattern = [_unquoted_pattern(segment) for segment in parts.path.rstrip("/").split("/")[1:]]
+    names = folder.key.rstrip("/").split("/")[1:]
+    if (parts.scheme, parts.authority) != (folder.scheme, folder.authority):
+        return False
+    if "**" in pattern:
+        pattern = pattern[: pattern.index("**")]
+    return all(fnmatchcase(name, segment) for name, segment in zip(names, pattern, strict=False))
+
+
 def _unquoted_pattern(segment: str) -> str:
     """A segment of a URL as a pattern for ``fnmatch``: what was quoted in it stands for itself."""
     return re.sub("(?:%[0-9A-Fa-f]{2})+", lambda match: glob.escape(urllib.parse.unquote(match[0])), segment)
@@ -405,6 +417,28 @@ def suffix_of(path: str) -> str | None:
     """The known suffix of a path or URL, or None."""
     name = os.path.basename(Url.parse(path).plain if is_url(path) else path).lower()
     return next((suffix for suffix in FORMATS if name.endswith(suffix)), None)
+
+
+def fingerprints_now(paths: Sequence[str]) -> Iterator[Callable[[], Fingerprint]]:
+    """What gives the fingerprint of the file that a path or URL names now, and raises InputError if there is none; URLs
+    are looked up ahead.
+    """
+    remotes = Remotes()
+    if any(map(is_url, paths)):
+        return ahead(partial(_look, remotes=remotes), paths)
+    return (partial(_look, path, remotes) for path in paths)
+
+
+def _look(path: str, remotes: Remotes) -> Fingerprint:
+    if is_url(path):
+        mark = _remote_mark(remotes.of(path))
+        if mark is None:
+            raise InputError(f"{path} is gone")
+        return mark
+    try:
+        return _fingerprint(os.stat(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _remote_mark(remote: Remote) -> Fingerprint | None:

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from gpudedup.errors import ArtefactError, InputError, OutputError, ParameterError
-from gpudedup.io.remote import is_url
+from gpudedup.io.paths import common_names, would_find
+from gpudedup.io.remote import Url, is_url
 from gpudedup.store import manifest as manifests
 from gpudedup.store import records
 from gpudedup.store.atomic import (
@@ -69,16 +70,10 @@ def check_output(output: str) -> None:
 
 
 def relative_names(paths: Sequence[str]) -> list[str]:
-    """Each path relative to the deepest directory that all are in, with "/"; "" (data in memory) is ``WHOLE_NAME``.
-
-    Symbolic links are not followed, so names stay as given. Raises InputError if two paths get one name.
+    """``common_names``; that of "" (data in memory) is ``WHOLE_NAME``. Raises InputError also if two tables would get
+    one name.
     """
-    if not paths:
-        return []
-    whole = [os.path.abspath(path or WHOLE_NAME) for path in paths]
-    common = os.path.commonpath([os.path.dirname(path) for path in whole])
-    start = len(common.rstrip(os.sep)) + 1
-    names = [path[start:].replace(os.sep, "/") for path in whole]
+    names = common_names([path or WHOLE_NAME for path in paths])
     seen: dict[str, str] = {}
     for name, path in zip(names, paths, strict=True):
         for file_name in {name, _table_name(name)}:
@@ -191,6 +186,13 @@ class RunDirectory(Artefacts):
         names = dict(zip(shards, relative_names(shards), strict=True))
         run = cls(path, names, output, one_table, resumable, mirror, against)
         for given in inputs:
+            if is_url(given):
+                if mirror is not None and would_find(given, mirror.name):
+                    raise OutputError(
+                        f"{mirror.name} is inside the input {Url.parse(given).name}, where a later run would read it "
+                        "as input; choose another place"
+                    )
+                continue
             folder = _input_folder(given)
             if (folder is not None and _is_inside(path, folder)) or _glob_finds(given, path, run._planned()):
                 raise OutputError(
@@ -200,7 +202,7 @@ class RunDirectory(Artefacts):
         for shard in shards if os.path.isfile(path) else ():
             if shard and os.path.realpath(shard) == os.path.realpath(path):
                 raise OutputError(f"{path} is the input file itself; choose another name")
-        for above, shard in {os.path.dirname(shard): shard for shard in shards if shard}.items():
+        for above, shard in {os.path.dirname(shard): shard for shard in shards if shard and not is_url(shard)}.items():
             if _is_inside(Path(above), path):
                 raise OutputError(f"input {shard} is inside {path}; choose another directory")
         with output_errors(path):
