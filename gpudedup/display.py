@@ -314,6 +314,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
         ("  exact", f"{summary.exact:,} (the same words in the same order)"),
         ("  near", f"{summary.near:,} (similarity >= {summary.threshold:g}, compared by {compared})"),
     ]
+    if summary.parameters.against:
+        rows.append(("  for earlier runs", f"{summary.removed_for_earlier:,}"))
     if summary.parameters.drop_empty:
         rows.append(("  empty", f"{summary.removed_empty:,}"))
     elif summary.empty:

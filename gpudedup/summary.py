@@ -26,6 +26,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of the input that are documents: kept + removed."""
     kept: int
     removed: int
+    removed_for_earlier: int
+    """Those of the removed whose keeper is a document of an earlier run."""
     exact: int
     near: int
     removed_empty: int
@@ -92,6 +94,7 @@ def summarise(
         documents=signed.rows - skipped,
         kept=int(decided.keep.sum()),
         removed=len(decided.removed),
+        removed_for_earlier=int((decided.keeper >= signed.rows).sum()),
         exact=int((decided.reason == EXACT).sum()),
         near=int((decided.reason == NEAR).sum()),
         removed_empty=int((decided.reason == EMPTY).sum()),

@@ -272,6 +272,7 @@ def test_chains_of_runs_equal_the_reference(seed: int, tmp_path_factory: pytest.
         output = rng.choice(["kept", "kept", "mask", "none"])
         run = crawl.run(folder / str(number), workers=rng.choice([1, 2, 5]), output=output)
         assert_as_expected(run, crawl)
+        assert run.audit().problems == []
         if output == "kept" and rng.random() < 0.3:  # what it kept is all that later ones have
             shutil.rmtree(folder / str(number) / "in")
     shutil.rmtree(folder)

@@ -15,16 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from forged import edit
 from reference import deduplicate as reference_deduplicate
 
 import gpudedup
 from gpudedup import ArtefactError
-from gpudedup.audit import _first_difference
+from gpudedup.audit.kept import _first_difference
 from gpudedup.store import manifest as manifests
 
 DATA = Path(__file__).resolve().parent / "data"
@@ -89,15 +89,20 @@ def made(tmp_path: Path) -> Callable[..., gpudedup.Run]:
 
 
 def reseal(run: gpudedup.Run, change: Callable[[dict[str, Any]], Any] = lambda manifest: None) -> gpudedup.Run:
-    """Change the manifest, with the sizes and checksums of all files as they are now: a forged run."""
-    path = run.path / "manifest.json"
-    values = msgspec.json.decode(path.read_bytes())
-    for entry in values["outputs"]:
-        file = run.path / entry["path"]
-        if file.exists():
-            entry.update(size_bytes=file.stat().st_size, xxh3_128=manifests.checksum(file))
-    change(values)
-    path.write_bytes(manifests.encode(msgspec.convert(values, manifests.Manifest)))
+    """Change the manifest, with the sizes and checksums of all results as they are now, and the record of them: a run
+    that was forged with care.
+    """
+
+    def forge(values: dict[str, Any]) -> None:
+        for entry in values["outputs"]:
+            file = run.path / entry["path"]
+            if file.exists():
+                entry.update(size_bytes=file.stat().st_size, xxh3_128=manifests.checksum(file))
+        change(values)
+        for record in (run.path / "done" / "apply").glob("*.json"):
+            edit(record, lambda applied: applied.update(artefacts=values["outputs"]))
+
+    edit(run.path / "manifest.json", forge)
     return gpudedup.Run.open(run.path)
 
 
@@ -317,11 +322,12 @@ def test_rows_that_one_side_lacks() -> None:
     assert _first_difference(iter([]), iter([batch])) == "in length, from row 0 on"
 
 
-def test_the_threshold_is_compared_in_integers(made: Any, tmp_path: Path) -> None:
+def test_the_threshold_is_compared_in_integers(tmp_path: Path) -> None:
     """A threshold just above a recorded similarity: one millionth decides (oracle: the reference's fraction)."""
     texts = corpus()["text"].to_pylist()
     least = min(r.similarity for r in reference_deduplicate([t or "" for t in texts]).removed if r.reason == "near")
-    run = made()
+    gpudedup.deduplicate(write(corpus(), tmp_path / "in" / "in.parquet")).save(tmp_path / "out")
+    run = gpudedup.Run.open(tmp_path / "out")  # without records, which tell of the threshold too
     for above, code in ((0, 0), (1, 4)):
         ppm = math.floor(least * 1_000_000) + above
 
@@ -385,7 +391,7 @@ def test_wrong_mask(made: Any, name: str) -> None:
     assert "row 2 does not agree with removed/" in problem
 
 
-@pytest.mark.parametrize("change", ["size", "time", "gone"])
+@pytest.mark.parametrize("change", ["size", "text", "gone"])
 def test_changed_input(made: Any, tmp_path: Path, change: str) -> None:
     run = made("in.jsonl")
     path = tmp_path / "in" / "in.jsonl"
@@ -394,7 +400,7 @@ def test_changed_input(made: Any, tmp_path: Path, change: str) -> None:
     elif change == "size":
         path.write_bytes(path.read_bytes()[:-1])
     else:
-        os.utime(path, ns=(1, 1))
+        path.write_bytes(path.read_bytes().replace(b"w3x", b"v3x"))
     found = run.audit()
     assert found.exit_code == 3
     (problem,) = found.problems
@@ -405,12 +411,37 @@ def test_changed_input(made: Any, tmp_path: Path, change: str) -> None:
     assert run.audit().exit_code == 4, "damaged artefacts come first"
 
 
-def test_same_size_and_time_but_other_text(made: Any, tmp_path: Path) -> None:
+def test_an_input_that_was_only_touched(made: Any, tmp_path: Path) -> None:
     run = made("in.jsonl")
-    path = tmp_path / "in" / "in.jsonl"
+    os.utime(tmp_path / "in" / "in.jsonl", ns=(1, 1))
+    found = run.audit()
+    assert (found.problems, found.not_checked) == ([], [])
+
+
+def change_unseen(path: Path) -> None:
+    """Other text under the same size and time."""
     status = path.stat()
     path.write_bytes(path.read_bytes().replace(b"w3x", b"v3x"))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_same_size_and_time_but_other_text(made: Any, tmp_path: Path) -> None:
+    run = made("in.jsonl")
+    path = tmp_path / "in" / "in.jsonl"
+    change_unseen(path)
+    found = run.audit()
+    assert found.exit_code == 3
+    (problem,) = found.problems
+    assert f"input {path} was changed: checksum {run.manifest.inputs[0].xxh3_128} when it was read" in problem
+
+
+def test_the_same_where_no_checksum_was_recorded(tmp_path: Path) -> None:
+    """A run that was saved from memory."""
+    path = write(corpus(), tmp_path / "in" / "in.jsonl")
+    gpudedup.deduplicate(path).save(tmp_path / "out")
+    run = gpudedup.Run.open(tmp_path / "out")
+    assert (run.manifest.inputs[0].xxh3_128, run.audit().problems) == ("", [])
+    change_unseen(path)
     found = run.audit()
     assert found.exit_code == 4
     assert any("without its removals" in problem for problem in found.problems)

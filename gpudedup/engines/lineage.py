@@ -67,7 +67,7 @@ class Lineage:
         match stage:
             case "sign":
                 if task not in self._signed:
-                    self._signed[task] = digest(plan=self._signing, files=self._files[task])
+                    self._signed[task] = digest(plan=self._signing, files=self._files.get(task, []))
                 return self._signed[task]
             case "columns":
                 return digest(

@@ -14,7 +14,7 @@ from gpudedup.errors import ArtefactError, InputError
 from gpudedup.params import Params
 from gpudedup.stages.sign import ShingleCache, Signed, check_count
 from gpudedup.store import signatures as files
-from gpudedup.store.records import Record
+from gpudedup.store.records import MAKE_ANEW, Record
 from gpudedup.store.run_directory import Artefacts
 
 
@@ -54,35 +54,27 @@ class StoredSignatures:
         """None are held."""
 
 
+def stored_batches(stored: SignedFiles) -> Iterator[tuple[files.SignatureFile, pa.RecordBatch]]:
+    """The signatures of all rows in input order, batch by batch, memory-mapped. Raises as ``load_signed``."""
+    for signatures, _, first, last in _Opened(stored).spans():
+        for batch in signatures.parts(first, last):
+            yield signatures, batch
+
+
 def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> Signed:
     """All that was signed, in input order. Raises ArtefactError for files that are damaged or do not fit together."""
-    opened: dict[int, tuple[files.SignatureFile, pa.Table | None]] = {}
-    where: dict[str, tuple[int, int, int]] = {}  # file -> (task, first row there, rows)
-    text_bytes = 0
-    for task in np.unique(stored.task).tolist():
-        record = _done(stored, "sign", task)
-        opened[task] = _open_task(stored, task, record)
-        first = 0
-        for entry in record.inputs:
-            where[entry.path] = task, first, entry.rows
-            first += entry.rows
-        if first != opened[task][0].rows:
-            raise ArtefactError(
-                f"{stored.artefacts.path}: sign task {task} has {opened[task][0].rows} rows, not {first}"
-            )
-        text_bytes += record.counts.get("text_bytes", 0)
+    opened = _Opened(stored)
     batches: list[pa.RecordBatch] = []
     lanes: list[LaneGroups] = []
     tables: list[pa.Table] = []
-    for task, first, last in _spans(where[name] for name in stored.names):
-        signatures, table = opened[task]
+    for signatures, table, first, last in opened.spans():
         for batch in signatures.parts(first, last):
             batches.append(batch)
             lanes.append(signatures.lanes(batch))
         if table is not None:
             tables.append(table.slice(first, last - first))
     shard_rows = np.zeros(stored.shards, np.int64)
-    np.add.at(shard_rows, stored.shard, [where[name][2] for name in stored.names])
+    np.add.at(shard_rows, stored.shard, [opened.place_of(name)[2] for name in stored.names])
     check_count(int(shard_rows.sum()))
     content = [files.content_of(batch) for batch in batches]
     return Signed(
@@ -92,9 +84,41 @@ def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> S
         unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
         damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),
         columns=_columns(stored, tables),
-        text_bytes=text_bytes,
+        text_bytes=opened.text_bytes,
         cache=cache,
     )
+
+
+class _Opened:
+    """The files of all sign tasks, and where in them the rows of each input file are."""
+
+    def __init__(self, stored: SignedFiles) -> None:
+        self._stored = stored
+        self._files: dict[int, tuple[files.SignatureFile, pa.Table | None]] = {}
+        self._where: dict[str, tuple[int, int, int]] = {}  # file -> (task, first row there, rows)
+        self.text_bytes = 0
+        for task in np.unique(stored.task).tolist():
+            record = _done(stored, "sign", task)
+            self._files[task] = _open_task(stored, task, record)
+            first = 0
+            for entry in record.inputs:
+                self._where[entry.path] = task, first, entry.rows
+                first += entry.rows
+            rows = self._files[task][0].rows
+            if first != rows:
+                raise ArtefactError(f"{stored.artefacts.path}: sign task {task} has {rows} rows, not {first}")
+            self.text_bytes += record.counts.get("text_bytes", 0)
+
+    def place_of(self, name: str) -> tuple[int, int, int]:
+        """(task, first row there, rows) of an input file."""
+        if name not in self._where:
+            raise ArtefactError(f"{self._stored.artefacts.path}: no record of a sign task names {name}")
+        return self._where[name]
+
+    def spans(self) -> Iterator[tuple[files.SignatureFile, pa.Table | None, int, int]]:
+        """(signatures, columns, first row, last row) of consecutive rows, over all rows in input order."""
+        for task, first, last in _spans(self.place_of(name) for name in self._stored.names):
+            yield *self._files[task], first, last
 
 
 def _columns(stored: SignedFiles, tables: Sequence[pa.Table]) -> dict[str, pa.ChunkedArray]:
@@ -122,7 +146,7 @@ def _open_task(stored: SignedFiles, task: int, record: Record) -> tuple[files.Si
     path = stored.artefacts.artefact(_done(stored, "columns", task).artefacts[0])
     table = files.read_table(path)
     if table.schema.names != list(stored.carried):
-        raise ArtefactError(f"{path} has columns {table.schema.names}, not {stored.carried}; delete it and start again")
+        raise ArtefactError(f"{path} has columns {table.schema.names}, not {stored.carried}; {MAKE_ANEW}")
     if table.num_rows != signatures.rows:
         raise InputError(
             f"task {task}: {signatures.rows} rows were signed, and {table.num_rows} have columns; the input was changed"

@@ -204,20 +204,40 @@ def sign(source: Source, params: Params, backend: Backend, *, cache_bytes: int, 
     Raises InputError for unreadable input, missing or ill-typed columns, and more than 4,294,967,294 documents.
     """
     check_types(source, params)
-    carried = carried_columns(params)
     cache = ShingleCache(cache_bytes if params.verify == "exact" else 0)
+    lanes = params.verify == "signature"
+    whole = whole_shards(source)
+    pieces = sign_pieces(source, whole, params, backend, cache=cache, band_keys=True, lanes=lanes)
+    return gather(source, pieces, params, cache=cache, hold_lanes=lanes, progress=progress)
+
+
+def whole_shards(source: Source) -> list[tuple[int, I64 | None]]:
+    """What ``sign_pieces`` reads for a whole corpus."""
+    return [(number, None) for number in range(len(source.shards))]
+
+
+def gather(
+    source: Source,
+    pieces: Iterable[Piece],
+    params: Params,
+    *,
+    cache: ShingleCache,
+    hold_lanes: bool,
+    progress: Progress,
+) -> Signed:
+    """What the pieces of all shards, in input order, say of every document. Raises InputError for too many."""
+    carried = carried_columns(params)
     held = HeldSignatures()
     content, unit_count, damaged = [], [], []
     columns: dict[str, list[pa.Array]] = {name: [] for name in carried}
     shard_rows = np.zeros(len(source.shards), np.int64)
     text_bytes = 0
-    whole = [(number, None) for number in range(len(source.shards))]
-    lanes = params.verify == "signature"
-    for piece in sign_pieces(source, whole, params, backend, cache=cache, band_keys=True, lanes=lanes):
+    for piece in pieces:
         signed = piece.signed
-        assert signed.band_keys is not None
-        held.band_keys.append(signed.band_keys)
-        if signed.lanes is not None:
+        if signed.band_keys is not None:
+            held.band_keys.append(signed.band_keys)
+        if hold_lanes:
+            assert signed.lanes is not None
             held.lanes.append([signed.lanes])
         content.append(signed.content)
         unit_count.append(signed.unit_count)

@@ -146,7 +146,9 @@ def verify(
     elif params.verify == "signature":
         numbers = provider.signed.signatures.lane_numbers(documents[shared])
         in_order = np.argsort(numbers, kind="stable")
-        lanes = _together(provider.signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes, tmp)
+        lanes = gather_lanes(
+            provider.signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes=memory_bytes, tmp=tmp
+        )
         documents = np.zeros(len(documents), np.uint32)
         documents[shared[in_order]] = np.arange(len(shared), dtype=np.uint32)
     with spill_errors("buckets"):
@@ -162,7 +164,7 @@ def verify(
     return Verified(decision, sets if params.keep_sets else None)
 
 
-def _together(lanes: Sequence[LaneGroups], numbers: U32, num_perm: int, memory_bytes: int, tmp: str) -> U32:
+def gather_lanes(lanes: Sequence[LaneGroups], numbers: U32, num_perm: int, *, memory_bytes: int, tmp: str) -> U32:
     """uint32[n, num_perm]: the signatures of ``numbers``, which ascend, read in one pass.
 
     What is compared lies all over the input, and in a run directory each signature in as many places as groups of

@@ -165,6 +165,9 @@ def read(directory: Path, *, unfinished: bool = False) -> Manifest:
     for source in manifest.inputs:
         if source.size_bytes < 0 or source.rows < 0 or source.task < 0:
             raise ArtefactError(f"{path} gives {source.path!r} {source.size_bytes} bytes and {source.rows} rows")
+    for earlier in manifest.against:
+        if earlier.documents < 0:
+            raise ArtefactError(f"{path} gives the earlier run {earlier.path!r} {earlier.documents} documents")
     return manifest
 
 

@@ -23,6 +23,8 @@ from gpudedup.store.manifest import InputEntry, OutputEntry, SkippedEntry
 STAGES = ("sign", "columns", "match", "verify", "decide", "apply")
 FOLDER = "done"
 MAX_BYTES = 1 << 30
+MAKE_ANEW = "delete it, and gpudedup apply RUN makes it anew"
+"""The way out of damage to what a task made, and to its record."""
 
 
 class Record(sealed.Sealed, frozen=True, kw_only=True):
@@ -85,31 +87,45 @@ def tasks_recorded(directory: Path, stage: str) -> list[int]:
     return sorted(int(stem) for stem in stems if re.fullmatch("[0-9]{6,12}", stem))
 
 
+def load(directory: Path, stage: str, task: int) -> Record:
+    """The record of a task, whatever became of what it lists. Raises ArtefactError if it is missing or damaged."""
+    path = path_of(directory, stage, task)
+    _refuse_links(path)
+    try:
+        data = sealed.read_bytes(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise ArtefactError(f"{path} is missing") from None
+    except OSError as error:
+        raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
+    record = sealed.decode(data, Record, path)
+    if not sealed.is_whole(data, record.checksum):
+        raise ArtefactError(f"{path} is not what was written: its checksum differs")
+    if (record.stage, record.task) != (stage, task):
+        raise ArtefactError(f"{path} is the record of task {record.task} of {record.stage}")
+    if not _is_possible(record):
+        raise ArtefactError(f"{path} gives numbers that no run writes")
+    return record
+
+
+def _refuse_links(path: Path) -> None:
+    for place in (path.parent.parent, path.parent, path):
+        if place.is_symlink():
+            raise ArtefactError(f"{place} is a symbolic link, which no run writes")
+
+
 def read(directory: Path, stage: str, task: int, wanted: str | None) -> Record | None:
     """The record of a task if it is done under the plan with digest ``wanted`` (None: under any); else None.
 
-    Raises ArtefactError for a record that leads out of the directory: no run writes that.
+    Raises ArtefactError for a record that leads out of the directory, which no run writes, or that may not be read.
     """
-    path = path_of(directory, stage, task)
-    for folder in (path.parent.parent, path.parent):
-        if folder.is_symlink():
-            raise ArtefactError(f"{folder} is a symbolic link, which no run writes")
+    _refuse_links(path_of(directory, stage, task))
     try:
-        data = sealed.read_bytes(path, MAX_BYTES)
-        record = sealed.decode(data, Record, path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ArtefactError(f"cannot read {path}: {error.strerror}") from error
-    except ArtefactError:
-        if path.is_symlink():
+        record = load(directory, stage, task)
+    except ArtefactError as error:
+        if isinstance(error.__cause__, OSError):
             raise
         return None
-    if not sealed.is_whole(data, record.checksum):
-        return None
-    if (record.stage, record.task) != (stage, task) or wanted not in (None, record.digest):
-        return None
-    if not _is_possible(record):
+    if wanted not in (None, record.digest):
         return None
     kinds = (*manifests.RESULTS, *manifests.WORKING)
     for entry in record.artefacts:

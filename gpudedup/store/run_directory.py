@@ -121,7 +121,7 @@ class Artefacts:
             try:
                 compare(path, entry, "its record")
             except ArtefactError as error:
-                raise ArtefactError(f"{error}; delete it and start again: it is made anew") from None
+                raise ArtefactError(f"{error}; {records.MAKE_ANEW}") from None
             self._compared.add(path)
         return path
 

@@ -113,6 +113,7 @@ class SignatureFile:
     """The signatures of one task, memory-mapped; rows in the order in which the task read them."""
 
     def __init__(self, path: Path, num_perm: int) -> None:
+        self.path = path
         self._batches = read_batches(path, schema(num_perm))
         self._width = len(_groups(num_perm))
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from gpudedup.backends.base import I64, NO_KEEPER, U8, U32, U64, Band
 from gpudedup.errors import ArtefactError
+from gpudedup.store.records import MAKE_ANEW
 from gpudedup.store.signatures import read_batches
 
 ORDER = pa.schema([pa.field(name, pa.uint32(), nullable=False) for name in ("order", "leader")])
@@ -101,4 +102,4 @@ def _columns(path: Path, kinds: pa.Schema) -> list[npt.NDArray]:  # type: ignore
 
 
 def _damaged(path: Path) -> ArtefactError:
-    return ArtefactError(f"{path} is nothing that a run writes; delete it and start again: it is made anew")
+    return ArtefactError(f"{path} is nothing that a run writes; {MAKE_ANEW}")
