@@ -122,7 +122,6 @@ def test_two_drivers_at_once(laboratory: Laboratory) -> None:
     assert laboratory.how_it_goes_on(JSONL, place) == []
 
 
-@pytest.mark.xfail(strict=True, reason="audit does not look at the files that a run works with")
 def test_audit_finds_what_is_damaged(laboratory: Laboratory, finished: Path) -> None:
     """In every kind of file of a finished run."""
     generator, missed = random.Random(SEED), []

@@ -307,8 +307,19 @@ static void cut_power(void) {
   _exit(0);
 }
 
+static size_t changed_and_there;
+
+static int count_if_changed(const char* path, const struct stat* status, int type, struct FTW* at) {
+  (void)path, (void)at;
+  for (size_t i = 0; type == FTW_F && i < changed_count; ++i) changed_and_there += is(&changed[i], status);
+  return 0;
+}
+
+/* Files that were changed and are gone by now, as beats of the lock are, are no loss. */
 __attribute__((destructor)) static void end(void) {
-  if (fault != CUT || (!changed_count && !names_count)) return;
+  if (fault != CUT) return;
+  nftw(root, count_if_changed, 16, FTW_PHYS);
+  if (!changed_and_there && !names_count) return;
   note(true, events, "end", 0, names_count ? names[0] : "a file that was not flushed");
   lose_what_is_not_flushed();
   die();
