@@ -15,7 +15,8 @@ from gpudedup.audit.documents import Documents
 from gpudedup.audit.findings import RESTORE, Count, Findings
 from gpudedup.engines.lineage import Lineage, match_tasks
 from gpudedup.errors import ArtefactError, InputError
-from gpudedup.io.paths import find_files
+from gpudedup.io.paths import fingerprints_now
+from gpudedup.io.source import Fingerprint
 from gpudedup.params import Params
 from gpudedup.stages.sign import carried_columns
 from gpudedup.store import manifest as manifests
@@ -74,28 +75,30 @@ def check_outputs(run: Run, documents: Documents, workers: int, found: Findings,
 
 def check_inputs(run: Run, workers: int, found: Findings, done: Count) -> bool:
     """Whether every input file has the bytes that were read, or, where those were not recorded, their size and time."""
+    entries = run.manifest.inputs
+    paths = [run.input_path(entry.path) for entry in entries]
 
-    def changed(entry: InputEntry) -> str | None:
-        path = run.input_path(entry.path)
+    def changed(item: tuple[InputEntry, str, Callable[[], Fingerprint]]) -> str | None:
+        entry, path, look = item
+        then = Fingerprint(entry.size_bytes, entry.mtime_ns, entry.etag)
         try:
-            (file,) = find_files([path])
-            now = file.fingerprint
+            now = look()
             if entry.xxh3_128 and now.size_bytes == entry.size_bytes:
                 checksum = manifests.checksum(Path(path))
-                if checksum == entry.xxh3_128:
-                    return None
-                was, is_now = f"checksum {entry.xxh3_128}", f"{checksum}"
-            elif manifests.is_unchanged(entry, now, path):
-                return None
+                was, is_now = f"checksum {entry.xxh3_128}", f"checksum {checksum}"
             else:
-                was, is_now = f"{entry.size_bytes} bytes with mtime_ns {entry.mtime_ns}", f"{now}"
-        except (InputError, OSError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            return f"input {path} cannot be read: {reason}; put it back, or run again without it"
+                was, is_now = str(then), str(now)
+        except InputError as error:
+            return f"input {error}; put it back, or run again without it"
+        except OSError as error:
+            return f"input {path} cannot be read: {error.strerror}; put it back, or run again without it"
+        if was == is_now:
+            return None
         return f"input {path} was changed: {was} when it was read, {is_now} now; put it back, or run again"
 
-    done.count = len(run.manifest.inputs)
-    problems = [problem for problem in _each(changed, run.manifest.inputs, workers) if problem is not None]
+    done.count = len(entries)
+    looks = list(zip(entries, paths, fingerprints_now(paths), strict=True))
+    problems = [problem for problem in _each(changed, looks, workers) if problem is not None]
     for problem in problems:
         found.input(problem)
     return not problems
