@@ -155,7 +155,7 @@ def advance(
                 f"the input paths of {path} begin in {manifest.working_directory}; start this there: "
                 f"cd {shlex.quote(manifest.working_directory)}"
             )
-        inputs = [entry.path for entry in manifest.inputs]
+        inputs = [entry.path for entry in manifest.inputs] or [entry.shard for entry in manifest.skipped]
         _drive(inputs, place, output, params, stage, progress, tell, changing=manifest)
     return status(path)
 

@@ -732,7 +732,7 @@ def _show_plan(found: Plan) -> None:
 def _options(context: typer.Context, config: Path | None) -> dict[str, Any]:
     """The parameters from --config and the options given, which win."""
     own = ("inputs", "path", "out", "config", "as_json")
-    given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [])}
+    given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [], ())}
     return {**(_read_config(config) if config else {}), **given}
 
 

@@ -1,16 +1,18 @@
-"""Shared by all tests: how hypothesis runs, and what becomes of tests that need a GPU."""
+"""Shared by all tests: how hypothesis runs, the command, and what becomes of tests that need a GPU."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from gpudedup import cli
 from gpudedup.backends.cuda.detect import detect
 
 # A loaded machine is no bug, so no deadlines; in continuous integration the same examples every time.
@@ -39,6 +41,33 @@ def object_store(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     with new_store(s3_endpoint, monkeypatch) as store:
         yield store
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Calls the command in this process, as a user would; checks that no failure shows a traceback."""
+    monkeypatch.setenv("COLUMNS", "300")  # no path is folded
+    handlers = {number: signal.getsignal(number) for number in cli.SIGNALS}
+
+    def call(*arguments: object, code: int = 0) -> Done:
+        monkeypatch.setattr(sys, "argv", ["gpudedup", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        done = Done(int(ended.value.code or 0), out, err)
+        assert done.code == code, done
+        assert "Traceback" not in err
+        return done
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @cache

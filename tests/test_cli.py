@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,33 +28,6 @@ HOSTILE = (
     "\x1b[31mred \x07bell \u202etfel ot thgir\u202c \x9b5n \u200bhidden \u2066iso\u2069 [bold]mark[/bold] \r over \x7f"
 )
 HARMFUL = "\x1b\x07\u202e\u202c\x9b\u200b\u2066\u2069\r\x7f"
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Calls the command in this process, as a user would; checks that no failure shows a traceback."""
-    monkeypatch.setenv("COLUMNS", "300")  # no path is folded
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def call(*arguments: object, code: int = 0) -> Done:
-        monkeypatch.setattr(sys, "argv", ["gpudedup", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        done = Done(int(ended.value.code or 0), out, err)
-        assert done.code == code, done
-        assert "Traceback" not in err
-        return done
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def write(path: Path, texts: list[str | None], **columns: list[Any]) -> Path:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
@@ -31,9 +31,9 @@ from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.signing import read_columns, sign_tasks
 from gpudedup.engines.space import check_space
 from gpudedup.engines.status import recorded_params
-from gpudedup.errors import ArtefactError, LockedError, ParameterError
-from gpudedup.io.paths import InputFile
-from gpudedup.io.source import Source, input_files
+from gpudedup.errors import ArtefactError, InputError, LockedError, ParameterError
+from gpudedup.io.paths import InputFile, find_files
+from gpudedup.io.source import Fingerprint, Skipped, Source, input_files
 from gpudedup.machine import description, release_memory
 from gpudedup.params import SPEC, Params, make_params
 from gpudedup.stages.apply import Removals, write_shard
@@ -481,7 +481,7 @@ class DurableRun:
 
     def _skipped_files(self) -> list[SkippedEntry]:
         """Whole files, as they were opened now, or when the run was begun, if they are not named now."""
-        found = {each.shard: SkippedEntry(**asdict(each)) for each in self.source.skipped if each.first_row is None}
+        found = {each.shard: _skipped_file(each) for each in self.source.skipped if each.first_row is None}
         read = set(self.corpus.names)
         before = {each.shard: each for each in self._skipped_before if each.shard not in read}
         return list((before | found).values())
@@ -505,6 +505,14 @@ class DurableRun:
         return sum(record.seconds for (of, _), record in self._records.items() if of == stage)
 
 
+def _skipped_file(skipped: Skipped) -> SkippedEntry:
+    """With what shows whether the file is repaired."""
+    mark = Fingerprint(0, 0)
+    with suppress(InputError):
+        mark = find_files([skipped.shard])[0].fingerprint
+    return SkippedEntry(**asdict(skipped), size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns)
+
+
 def check_same(before: Manifest, params: Params, names: Sequence[str], where: RunDirectory) -> None:
     """Raise ArtefactError, with both values, if a run that was begun cannot go on with these parameters and files."""
     changes = different_parameters(before, params)
@@ -513,10 +521,6 @@ def check_same(before: Manifest, params: Params, names: Sequence[str], where: Ru
     if changes:
         said = ", ".join(f"{name}={old!r}, not {new!r}" for name, old, new in changes[:3])
         raise ArtefactError(f"{where.path} was begun with {said}; {_way_to_change([name for name, *_ in changes])}")
-    if before.spec != SPEC:
-        raise ArtefactError(
-            f"{where.path} follows spec {before.spec}, this version of gpudedup spec {SPEC}; use another directory"
-        )
     gone = sorted({entry.path for entry in before.inputs} - set(names))
     if gone:
         raise ArtefactError(
@@ -526,7 +530,11 @@ def check_same(before: Manifest, params: Params, names: Sequence[str], where: Ru
 
 
 def check_place(before: Manifest, where: RunDirectory) -> None:
-    """Raise ArtefactError if relative paths, of input files and of earlier runs, do not begin where they did."""
+    """Raise ArtefactError for another spec, and if relative paths, of inputs and earlier runs, begin elsewhere."""
+    if before.spec != SPEC:
+        raise ArtefactError(
+            f"{where.path} follows spec {before.spec}, this version of gpudedup spec {SPEC}; use another directory"
+        )
     if "" not in (before.working_directory, where.working_directory) and (
         before.working_directory != where.working_directory
     ):
@@ -634,7 +642,9 @@ def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], para
         return False  # whether the decision is accepted is asked again
     if manifest.digest != Lineage.of(manifest, then).of_results:
         return False  # of another spec, or other fold tables
-    marks = [(file.path, file.fingerprint) for file in files]  # more than there are inputs if any could not be read
+    skipped = {(entry.shard, entry.size_bytes, entry.mtime_ns) for entry in manifest.skipped if entry.first_row is None}
+    every = [(file.path, file.fingerprint) for file in files]
+    marks = [(name, mark) for name, mark in every if (name, mark.size_bytes, mark.mtime_ns) not in skipped]
     now = [(name, mark.size_bytes, mark.mtime_ns, mark.etag) for name, mark in marks]
     if now != [(entry.path, entry.size_bytes, entry.mtime_ns, entry.etag) for entry in manifest.inputs]:
         return False

@@ -93,7 +93,7 @@ def sign_tasks(run: DurableRun, tasks: Sequence[int], cache: ShingleCache) -> No
     parts = [part for task in tasks for part in run.corpus.parts_of(task)]
     writers = deque(tasks)
     documents = text_bytes = 0
-    with stoppable_threads(1, "gpudedup-sign") as submit, ExitStack() as cleanup:
+    with ExitStack() as cleanup, stoppable_threads(1, "gpudedup-sign") as submit:  # the thread ends before the clean-up
         ahead: deque[Future[None]] = deque()
 
         def begin() -> _Writer:

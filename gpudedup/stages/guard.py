@@ -60,15 +60,19 @@ def check_guard(signed: Signed, decided: Decided, params: Params) -> None:
 
 def _by_value(column: pa.ChunkedArray, signed: Signed, decided: Decided) -> tuple[pa.Array, I64, I64]:
     """The values of a column that documents have, null among them; documents and removals of each."""
-    encoded = pc.dictionary_encode(plain_column(column), null_encoding="encode").unify_dictionaries().combine_chunks()
-    if isinstance(encoded, pa.ChunkedArray):  # without any chunk
-        return pa.array([], column.type), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    length = len(encoded.dictionary)
-    documents = np.bincount(codes[~signed.damaged], minlength=length)
-    removed = np.bincount(codes[decided.removed], minlength=length)
+    column = plain_column(column)
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    chunks = pc.dictionary_encode(column).unify_dictionaries().chunks  # which null as a value would forbid
+    values = chunks[0].dictionary if chunks else pa.array([], column.type)
+    null = len(values)
+    indices = [pc.fill_null(chunk.indices.cast(pa.int64()), null).to_numpy(zero_copy_only=False) for chunk in chunks]
+    codes = np.concatenate([np.zeros(0, np.int64), *indices])
+    documents = np.bincount(codes[~signed.damaged], minlength=null + 1)
+    removed = np.bincount(codes[decided.removed], minlength=null + 1)
     there = np.flatnonzero(documents)
-    return encoded.dictionary.take(pa.array(there)), documents[there], removed[there]
+    named = pa.array(there, mask=there == null)
+    return values.take(named), documents[there], removed[there]
 
 
 def _share(values: pa.Array, place: int, documents: I64, removed: I64) -> RemovedShare:

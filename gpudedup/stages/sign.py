@@ -293,8 +293,9 @@ def sign_pieces(
 
     for signed in backend.sign(to_sign()):
         shard, batch = drawn.popleft()
-        if signed.shingles is not None:
-            cache.add(shard, int(batch.rows[0]) if len(batch.rows) else 0, signed.shingles)
+        rows = batch.rows
+        if signed.shingles is not None and len(rows) and rows[-1] - rows[0] == len(rows) - 1:
+            cache.add(shard, int(rows[0]), signed.shingles)
         yield Piece(shard, batch, signed, int(value_bytes(batch.columns.column(0)).sum()))
 
 

@@ -69,6 +69,9 @@ class SkippedEntry(msgspec.Struct, frozen=True, kw_only=True):
     first_row: int | None
     count: int
     reason: str
+    size_bytes: int = 0
+    """Of a whole file, as it was found: another one may be readable."""
+    mtime_ns: int = 0
 
 
 class RemovedShare(msgspec.Struct, frozen=True, kw_only=True):
