@@ -1073,7 +1073,6 @@ def test_stopped_between_two_decisions(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_has_nothing_to_do(tmp_path: Path, stage: str) -> None:
     out = gpudedup.run(write(DOCUMENTS, tmp_path / "in" / "a.parquet"), tmp_path / "out").path
-    assert stage != "apply", "which finishes it again"
     assert gpudedup.advance(out, stage).state == "complete"
 
 

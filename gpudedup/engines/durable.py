@@ -640,8 +640,8 @@ def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], para
     then = recorded_params(manifest)
     if (then.max_removed, then.guard_column) != (params.max_removed, params.guard_column):
         return False  # whether the decision is accepted is asked again
-    if manifest.digest != Lineage.of(manifest, then).of_results:
-        return False  # of another spec, or other fold tables
+    if manifest.spec != SPEC or manifest.digest != Lineage.of(manifest, then).of_results:
+        return False
     skipped = {(entry.shard, entry.size_bytes, entry.mtime_ns) for entry in manifest.skipped if entry.first_row is None}
     every = [(file.path, file.fingerprint) for file in files]
     marks = [(name, mark) for name, mark in every if (name, mark.size_bytes, mark.mtime_ns) not in skipped]
