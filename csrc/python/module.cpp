@@ -381,8 +381,8 @@ PYBIND11_MODULE(_cpu, m) {
       "members"_a.noconvert(), "lengths"_a.noconvert(), "count"_a,
       "Raise ValueError unless members and lengths are those of buckets of two and more of `count` documents.");
   py::class_<Buckets>(m, "Buckets")
-      .def(py::init(&make_buckets), "bands"_a.noconvert(), py::kw_only(), "count"_a, "fixed"_a = 0, "scopes"_a = py::none(),
-           "across"_a = py::none(), "window"_a, "memory_bytes"_a, "directory"_a, "workers"_a)
+      .def(py::init(&make_buckets), "bands"_a.noconvert(), py::kw_only(), "count"_a, "fixed"_a = 0,
+           "scopes"_a = py::none(), "across"_a = py::none(), "window"_a, "memory_bytes"_a, "directory"_a, "workers"_a)
       .def_property_readonly("bounded_buckets", &Buckets::bounded_buckets)
       .def_property_readonly("bounded_documents", &Buckets::bounded_documents)
       .def_property_readonly("longest", &Buckets::longest)
