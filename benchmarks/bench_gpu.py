@@ -50,7 +50,7 @@ from gpudedup.machine import available_memory_bytes, worker_count
 from gpudedup.params import Params
 from gpudedup.stages.decide import decide
 from gpudedup.stages.match import match
-from gpudedup.stages.sign import Signed
+from gpudedup.stages.sign import HeldSignatures, Signed
 from gpudedup.stages.verify import ShingleSets, verify
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -566,8 +566,7 @@ def generated(count: int, params: Params) -> Signed:
     keys = _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=None, workers=worker_count())
     return Signed(
         shard_first=np.array([0, count]),
-        band_keys=[keys],
-        lanes=[lanes],
+        signatures=HeldSignatures([keys], [[lanes]]),
         content=noise(SEED, 2 * count).reshape(count, 2),
         unit_count=np.full(count, 100, np.uint64),
         damaged=np.zeros(count, bool),
@@ -585,7 +584,7 @@ def decided(signed: Signed, params: Params, backend: Any) -> tuple[Any, dict[str
         provider, matched, params, backend, memory_bytes=1 << 30, tmp=str(cache_directory()), progress=lambda *_: None
     )
     after_verify = time.perf_counter()
-    found = decide(signed, matched, verified, params)
+    found = decide(signed, matched.grouped, verified, params)
     end = time.perf_counter()
     return found, {"match": after_match - begin, "verify": after_verify - after_match, "decide": end - after_verify}
 

@@ -48,7 +48,7 @@ from gpudedup.store import records, working
 from gpudedup.store.lock import Lock
 from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
 from gpudedup.store.records import Record
-from gpudedup.store.run_directory import RunDirectory, check_output
+from gpudedup.store.run_directory import RunDirectory, check_output, compare
 from gpudedup.store.signatures import ipc_writer
 from gpudedup.store.stopping import results, stoppable_threads
 from gpudedup.summary import Summary, summarise
@@ -350,12 +350,25 @@ class DurableRun:
         """Write removed/ and kept/ or keep_mask/ of every shard, and finish the manifest."""
         with self.seconds.stage("apply"):
             self._clear_results()
-            missing = [task for task in self.corpus.tasks if self.done("apply", task) is None]
+            missing = [task for task in self.corpus.tasks if not self._is_written(task)]
             if missing:
                 self._write_manifest(self.lineage.of_results)
                 self.progress("apply", self.signed.rows, self.signed.text_bytes)
                 self._write_shards(missing)
         self.finish()
+
+    def _is_written(self, task: int) -> bool:
+        """Whether the results of a task are there, with the checksums of their record; those on a store by size."""
+        record = self.done("apply", task)
+        if record is None or self.directory.mirror is not None:
+            return record is not None
+        try:
+            for entry in record.artefacts:
+                compare(self.directory.path / entry.path, entry, "its record")
+        except ArtefactError:
+            del self._records["apply", task]
+            return False
+        return True
 
     def _write_shards(self, tasks: Sequence[int]) -> None:
         signed, decided = self.signed, self.decided
