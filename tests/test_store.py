@@ -223,7 +223,9 @@ def test_layout_and_manifest(tmp_path):
         "xxh3_128": "",
         "task": 0,
     }
-    assert manifest["skipped"] == [{"shard": "x", "first_row": None, "count": 0, "reason": "cut off"}]
+    assert manifest["skipped"] == [
+        {"shard": "x", "first_row": None, "count": 0, "reason": "cut off", "size_bytes": 0, "mtime_ns": 0}
+    ]
     kinds = [(entry["kind"], entry["shard"]) for entry in manifest["outputs"]]
     assert kinds == sorted(kinds), "by kind, then in input order, though written in another"
     entry = manifest["outputs"][0]
