@@ -74,9 +74,13 @@ def main() -> NoReturn:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
-    for number in SIGNALS:  # the clean-up that now begins is not to be stopped half-way
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_signals()  # the clean-up that now begins is not to be stopped half-way
     raise Stopped(signum)
+
+
+def _ignore_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -93,6 +97,7 @@ def answering() -> Iterator[None]:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
+            _ignore_signals()  # all is done and said; the interpreter that now ends has nothing to stop
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         if _resumable:
@@ -118,13 +123,10 @@ _resumable = False
 """Whether the command that is going on is one that can be continued."""
 
 
-@contextmanager
-def _continuable() -> Iterator[None]:
-    """What is stopped in this block can be continued."""
+def _continuable() -> None:
+    """From here on the same command can be given again, to the last line that it says."""
     global _resumable
     _resumable = True
-    yield
-    _resumable = False
 
 
 def _say(message: str) -> None:
@@ -499,7 +501,8 @@ def run(
     """
     import gpudedup
 
-    with _continuable(), _progress() as progress:
+    _continuable()
+    with _progress() as progress:
         done = gpudedup.run(inputs, out, progress=progress, tell=_say, **_options(context, config))
     _tell_skipped(done)
     if as_json:
@@ -564,7 +567,8 @@ def sign(
     from gpudedup.errors import ParameterError
 
     options = _options(context, config)
-    with _continuable(), _progress() as progress:
+    _continuable()
+    with _progress() as progress:
         if out is not None:
             found = gpudedup.begin(inputs, out, progress=progress, tell=_say, **options)
         elif len(inputs) == 1:
@@ -656,7 +660,8 @@ def _advance(context: typer.Context, path: str, stage: str, as_json: bool) -> No
     import gpudedup
 
     options = _options(context, None)
-    with _continuable(), _progress() as progress:
+    _continuable()
+    with _progress() as progress:
         found = gpudedup.advance(path, stage, progress=progress, tell=_say, **options)
     _show_status(found, as_json)
 
