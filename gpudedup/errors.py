@@ -51,3 +51,7 @@ class MemoryLimitError(GpudedupError):
 
 class DeviceMemoryError(DeviceError):
     """The device has no room for what cannot be made smaller."""
+
+
+class BenchmarkError(GpudedupError):
+    """A case of a benchmark gave a wrong result, or ended without one."""
