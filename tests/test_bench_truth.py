@@ -1,4 +1,4 @@
-"""The exact pairs that `gpudedup bench` measures quality with are those of tests/truth.py, on real sets and made ones."""
+"""The exact pairs of `gpudedup bench` are those of tests/truth.py, on real sets and made ones."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 pytest.importorskip("unicodedata2", reason="the reference needs unicodedata2 16.0.0")
 pytest.importorskip("opencc", reason="the reference needs opencc 1.4.2")
 
-import truth as oracle  # noqa: E402
+import truth as oracle
 
-from gpudedup.bench import truth  # noqa: E402
-from gpudedup.errors import InputError  # noqa: E402
-from gpudedup.params import Params  # noqa: E402
+from gpudedup.bench import truth
+from gpudedup.errors import InputError
+from gpudedup.params import Params
 
 DATA = Path(__file__).resolve().parent / "data"
 SETS = sorted(DATA.glob("*.parquet"))

@@ -1,10 +1,10 @@
 """All similar pairs of a corpus, and the decision that follows from them: what approximate search is held to.
 
 Sets are of the shingle hashes of docs/spec.md, section 5, as the CPU backend makes them; nothing else of the engine is
-used. Texts of equal sets form one group. Shingles are ordered from rare to common. If J(A, B) >= t, the intersection has
-at least ceil(t |A|) and ceil(t |B|) elements, so A and B share one of the rarest |X| - ceil(t |X|) + 1 of each (prefix
-filter: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007). An inverted index of these prefixes gives the pairs to
-look at, and each is intersected in full. A shingle of one group alone is in no intersection and is only counted.
+used. Texts of equal sets form one group. Shingles are ordered from rare to common. If J(A, B) >= t, the intersection
+has at least ceil(t |A|) and ceil(t |B|) elements, so A and B share one of the rarest |X| - ceil(t |X|) + 1 of each
+(prefix filter: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007). An inverted index of these prefixes gives
+the pairs to look at, and each is intersected in full. A shingle of one group alone is in no intersection.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ U32 = npt.NDArray[np.uint32]
 U64 = npt.NDArray[np.uint64]
 
 MAX_PAIRS = 50_000_000
-"""More similar pairs than this are refused: they take 16 bytes each, and a corpus of copies has the square of its size."""
+"""More similar pairs are refused: they take 16 bytes each, and copies of one text make the square of their number."""
 MAX_VISITS = 400_000_000_000
 """Shingles looked at in intersections, at most: some tens of minutes."""
 
@@ -169,8 +169,7 @@ def _groups(sets: ShingleSets) -> list[list[int]]:
 
 
 def _by_rarity(sets: ShingleSets, documents: I64) -> tuple[I64, I64]:
-    """(shingles, offsets): per document given, the shingles that another of them has too, numbered and ordered from rare
-    to common."""
+    """(shingles, offsets): per document, the shingles that another of them has too: numbers, the rarest first."""
     lengths = np.diff(sets.offsets)[documents]
     keys = sets.hashes[_spans(sets.offsets[documents], lengths)].astype(np.uint64) << np.uint64(32)
     keys |= np.repeat(np.arange(len(documents), dtype=np.uint64), lengths)
