@@ -27,6 +27,10 @@ READ_MEMORY_BYTES = 1 << 30
 """For reading single documents back, unless the run was given another amount."""
 
 EXAMPLES_CONSIDERED = 10_000
+"""Near-copies that examples are chosen from: the removals of further shards are not read."""
+
+EXAMPLE_SHARDS = 100
+"""Shards whose removals are read at least, should there be fewer near-copies; more only until there are enough."""
 
 EXAMPLE_CHARACTERS = 1 << 20
 """An example is shown of longer texts only if there is no other, and then of their beginnings."""
@@ -268,10 +272,15 @@ def example_pairs(run: Run, count: int) -> list[Explanation]:
     Always the same ones for the same run. They lie near the start of their shards, so reading them back is cheap.
     Texts are cut after ``EXAMPLE_CHARACTERS``; pairs that are not cut come before others.
     """
-    removed = run.removed
-    near = removed.filter(pc.and_(pc.equal(removed["reason"], "near"), pc.less(removed["similarity"], 1.0)))
-    if not len(near):
+    if not run.summary().near:
         return []
+    found: list[pa.Table] = []
+    for table in run.removed_tables():
+        found.append(table.filter(pc.and_(pc.equal(table["reason"], "near"), pc.less(table["similarity"], 1.0))))
+        wanted = EXAMPLES_CONSIDERED if len(found) < EXAMPLE_SHARDS else EXAMPLES_READ * count
+        if sum(map(len, found)) >= wanted:
+            break
+    near = run.joined(found)
     depth = np.maximum(near["row"].to_numpy(), near["keeper_row"].to_numpy())
     order = np.argsort(depth, kind="stable")[:EXAMPLES_CONSIDERED]
     _, first = np.unique(near["cluster"].to_numpy()[order], return_index=True)

@@ -17,7 +17,7 @@ from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
-from gpudedup.io.source import Batch, Fingerprint, Skipped
+from gpudedup.io.source import Batch, DocumentFiles, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, Decompressed, open_stream, well_formed
 
 BLOCK_BYTES = 1 << 20
@@ -62,13 +62,13 @@ class PlainFile:
         self.file.check_unchanged()
 
 
-class PlainShard:
+class PlainShard(DocumentFiles):
     """All files, read together."""
 
     name = ""
 
     def __init__(self, files: Sequence[InputFile], text_column: str, memory_bytes: int, skips: SkipLog) -> None:
-        self.files = [PlainFile(file) for file in files]
+        self.files: list[PlainFile] = [PlainFile(file) for file in files]
         self._text_column, self._memory_bytes, self._skips = text_column, memory_bytes, skips
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:

@@ -651,9 +651,19 @@ class Run:
         """All removals, in input order. Raises ArtefactError for a file that is missing or differs from the
         manifest.
         """
-        tables = [self._table(entry) for entry in self._entries("removed")]
+        return self.joined(self.removed_tables())
+
+    def removed_tables(self) -> Iterator[pa.Table]:
+        """``removed`` by shard, each read when it is asked for; none but the first that has no rows."""
+        for number, entry in enumerate(self._entries("removed")):
+            if entry.rows or number == 0:
+                yield self._table(entry)
+
+    def joined(self, tables: Iterable[pa.Table]) -> pa.Table:
+        """Tables of ``removed`` as one. Raises ArtefactError if their columns differ."""
+        parts = list(tables)
         try:
-            return pa.concat_tables(tables) if tables else REMOVED_SCHEMA.empty_table()
+            return pa.concat_tables(parts) if parts else REMOVED_SCHEMA.empty_table()
         except pa.ArrowException as error:
             raise ArtefactError(f"{self.path}: the tables in removed/ differ: {error}") from error
 
