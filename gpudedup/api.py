@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from gpudedup.audit import Audit, audit
-from gpudedup.engines.durable import VERBS, changed, drive, is_finished
+from gpudedup.engines.begun import changed, is_finished
+from gpudedup.engines.durable import VERBS, drive
 from gpudedup.engines.earlier import open_earlier
 from gpudedup.engines.local import Budget, run_stages, silent
 from gpudedup.engines.status import Status

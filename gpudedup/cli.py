@@ -7,6 +7,7 @@ continued was stopped by SIGINT, SIGUSR1 or SIGTERM.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
@@ -74,6 +75,8 @@ def main() -> NoReturn:
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:
+    if _over:
+        return
     _ignore_signals()  # the clean-up that now begins is not to be stopped half-way
     raise Stopped(signum)
 
@@ -88,6 +91,9 @@ def answering() -> Iterator[None]:
     """Errors and signals become one line on stderr and an exit code."""
     from gpudedup.errors import GpudedupError
 
+    global _over, _resumable
+    _over = _resumable = False
+    atexit.register(_ignore_signals)  # else the interpreter, as it ends, gives them back to the system
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _stop)
@@ -97,7 +103,7 @@ def answering() -> Iterator[None]:
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
-            _ignore_signals()  # all is done and said; the interpreter that now ends has nothing to stop
+            _over = True
     except Stopped as stopped:
         name = signal.Signals(stopped.signum).name
         if _resumable:
@@ -118,6 +124,9 @@ def answering() -> Iterator[None]:
         _say(str(error))
         sys.exit(1)
 
+
+_over = False
+"""Whether all is done and said: nothing is left to stop."""
 
 _resumable = False
 """Whether the command that is going on is one that can be continued."""
@@ -735,9 +744,10 @@ def _show_plan(found: Plan) -> None:
 
 
 def _options(context: typer.Context, config: Path | None) -> dict[str, Any]:
-    """The parameters from --config and the options given, which win."""
+    """The parameters from --config and the options given, which win; an empty value takes one back."""
     own = ("inputs", "path", "out", "config", "as_json")
     given = {name: value for name, value in context.params.items() if name not in own and value not in (None, [], ())}
+    given |= {name: () if value != "" else None for name, value in given.items() if value in ("", [""], ("",))}
     return {**(_read_config(config) if config else {}), **given}
 
 

@@ -1264,6 +1264,23 @@ def test_decided_anew_by_commands(command: Any, tmp_path: Path) -> None:
     assert results(out) == results(gpudedup.run(source, tmp_path / "fresh", output="none", **options).path)
 
 
+def test_an_empty_option_takes_a_parameter_back(command: Any, tmp_path: Path) -> None:
+    """Of the run, or of a configuration file."""
+    old = split(DOCUMENTS[:40], tmp_path / "old", "parquet")
+    source, out = split(DOCUMENTS, tmp_path / "in", "parquet"), tmp_path / "out"
+    command("run", old, "-o", tmp_path / "earlier")
+    config = tmp_path / "c.toml"
+    config.write_text(f'within = "half"\nagainst = ["{tmp_path / "earlier"}"]\nid_column = "id"\n')
+    command("run", source, "-o", out, "--config", config)
+    shutil.rmtree(tmp_path / "earlier")
+    assert "earlier" in command("apply", out, code=4).err
+    command("match", out, "--within", "", "--against", "")
+    command("apply", out)
+    assert results(out) == results(gpudedup.run(source, tmp_path / "fresh", id_column="id").path)
+    command("run", source, "-o", tmp_path / "also", "--config", config, "--within", "", "--against", "")
+    assert results(out) == results(tmp_path / "also")
+
+
 def test_commands_that_cannot_be(command: Any, tmp_path: Path) -> None:
     source = split(DOCUMENTS, tmp_path / "in", "parquet")
     assert "holds no run" in command("status", tmp_path / "out", code=4).err

@@ -13,8 +13,7 @@ import numpy as np
 from gpudedup.audit.findings import Bools, Count, Findings
 from gpudedup.backends.base import I64
 from gpudedup.engines.earlier import open_run
-from gpudedup.engines.lineage import kept_digest
-from gpudedup.engines.status import recorded_params
+from gpudedup.engines.lineage import kept_digest, recorded_params
 from gpudedup.errors import GpudedupError
 from gpudedup.params import Params
 from gpudedup.stages.earlier import EarlierRun

@@ -6,7 +6,6 @@ follows from its inputs alone, so the end is the same to the byte.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,19 +21,19 @@ import pyarrow as pa
 from gpudedup import _cpu
 from gpudedup.backends import Backend, select_backend
 from gpudedup.backends.base import Band, Decision
+from gpudedup.engines.begun import check_place, check_same, check_unchanged, is_same
 from gpudedup.engines.corpus import Corpus
-from gpudedup.engines.earlier import keeps_the_same, open_earlier
+from gpudedup.engines.earlier import open_earlier
 from gpudedup.engines.lineage import Lineage, bands_a_task, content_of, match_tasks
 from gpudedup.engines.local import Budget, Seconds
 from gpudedup.engines.signed_files import SignedFiles, load_signed
 from gpudedup.engines.signing import read_columns, sign_tasks
 from gpudedup.engines.space import check_space
-from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, InputError, LockedError, ParameterError
-from gpudedup.io.paths import InputFile, find_files
+from gpudedup.io.paths import find_files
 from gpudedup.io.source import Fingerprint, Skipped, Source, input_files
 from gpudedup.machine import description, release_memory
-from gpudedup.params import SPEC, Params, make_params
+from gpudedup.params import SPEC, Params
 from gpudedup.stages.apply import Removals, write_shard
 from gpudedup.stages.decide import Decided, decide
 from gpudedup.stages.earlier import Earlier, with_earlier
@@ -48,28 +46,13 @@ from gpudedup.store import records, working
 from gpudedup.store.lock import Lock
 from gpudedup.store.manifest import InputEntry, Manifest, OutputEntry, SkippedEntry, working_entry
 from gpudedup.store.records import Record
-from gpudedup.store.run_directory import RunDirectory, check_output, compare
+from gpudedup.store.run_directory import RunDirectory, compare
 from gpudedup.store.signatures import ipc_writer
 from gpudedup.store.stopping import results, stoppable_threads
 from gpudedup.summary import Summary, summarise
 
 VERBS = ("sign", "match", "verify", "decide", "apply")
 """The stages, in order."""
-
-CHANGEABLE: dict[str, tuple[str, ...]] = {
-    "sign": (),
-    "match": ("keep", "within", "across", "against", "bucket_window", "id_column"),
-    "verify": ("verify", "clustering", "threshold"),
-    "decide": ("threshold", "drop_empty", "max_removed", "guard_column"),
-    "apply": ("output",),
-}
-"""The parameters that each verb may change in a run: nothing is signed again."""
-
-RUNTIME = ("device", "workers", "memory", "tmp")
-"""Parameters of this process alone."""
-
-UNDECIDING = ("max_removed", "guard_column", "keep_sets", "device", "workers", "memory", "tmp")
-"""Parameters that no removal follows from."""
 
 
 class DurableRun:
@@ -412,15 +395,13 @@ class DurableRun:
         if before is None:
             self._write_manifest("")
             return
-        planned = list(zip(self.corpus.names, self.corpus.task.tolist(), strict=True))
-        then, now = recorded_params(before), self.params
-        names = [name for name in Params.__struct_fields__ if name not in RUNTIME]
-        same = (
-            [(entry.path, entry.task) for entry in before.inputs] == planned
-            and all(getattr(then, name) == getattr(now, name) for name in names)
-            and before.output == self.directory.output
-            and before.column_types == self._types
-            and before.against == self.earlier.entries()
+        same = is_same(
+            before,
+            self.params,
+            files=zip(self.corpus.names, self.corpus.task.tolist(), strict=True),
+            output=self.directory.output,
+            types=self._types,
+            against=self.earlier.entries(),
         )
         if not same:
             self._write_manifest(before.results)
@@ -526,71 +507,6 @@ def _skipped_file(skipped: Skipped) -> SkippedEntry:
     return SkippedEntry(**asdict(skipped), size_bytes=mark.size_bytes, mtime_ns=mark.mtime_ns)
 
 
-def check_same(before: Manifest, params: Params, names: Sequence[str], where: RunDirectory) -> None:
-    """Raise ArtefactError, with both values, if a run that was begun cannot go on with these parameters and files."""
-    changes = different_parameters(before, params)
-    if before.output != where.output:
-        changes.append(("output", before.output, where.output))
-    if changes:
-        said = ", ".join(f"{name}={old!r}, not {new!r}" for name, old, new in changes[:3])
-        raise ArtefactError(f"{where.path} was begun with {said}; {_way_to_change([name for name, *_ in changes])}")
-    gone = sorted({entry.path for entry in before.inputs} - set(names))
-    if gone:
-        raise ArtefactError(
-            f"{where.path} was made from {len(before.inputs)} files, of which {len(gone)} are not among the inputs "
-            f"now, such as {gone[0]}; name them too, or use another directory"
-        )
-
-
-def check_place(before: Manifest, where: RunDirectory) -> None:
-    """Raise ArtefactError for another spec, and if relative paths, of inputs and earlier runs, begin elsewhere."""
-    if before.spec != SPEC:
-        raise ArtefactError(
-            f"{where.path} follows spec {before.spec}, this version of gpudedup spec {SPEC}; use another directory"
-        )
-    if "" not in (before.working_directory, where.working_directory) and (
-        before.working_directory != where.working_directory
-    ):
-        raise ArtefactError(
-            f"{where.path} was begun in {before.working_directory}, where its paths begin, not in "
-            f"{where.working_directory}; start it there, or use another directory"
-        )
-
-
-def different_parameters(before: Manifest, params: Params) -> list[tuple[str, Any, Any]]:
-    """(name, then, now) of parameters that decide a result and differ."""
-    then = recorded_params(before)
-    names = [name for name in Params.__struct_fields__ if name not in UNDECIDING]
-    pairs = [(name, getattr(then, name), getattr(params, name)) for name in names]
-    changes = [(name, was, now) for name, was, now in pairs if was != now]
-    if {name for name, *_ in changes} <= {"bands", "rows"} and (before.bands, before.rows) == params.banding:
-        return []
-    return changes
-
-
-def _way_to_change(names: Sequence[str]) -> str:
-    for verb, parameters in CHANGEABLE.items():
-        if set(names) <= set(parameters):
-            options = " ".join(f"--{name.replace('_', '-')} ..." for name in names)
-            return f"use another directory, or decide this run anew: gpudedup {verb} RUN {options}"
-    return "use another directory"
-
-
-def check_unchanged(corpus: Corpus, directory: RunDirectory) -> None:
-    """Raise ArtefactError, with both values, if a file is not what was signed."""
-    place = {name: number for number, name in enumerate(corpus.names)}
-    for task in directory.tasks_recorded("sign"):
-        record = directory.done("sign", task, None)
-        for entry in record.inputs if record is not None else ():
-            mark = corpus.marks[place[entry.path]] if entry.path in place else None
-            if mark is not None and not manifests.is_unchanged(entry, mark, entry.path):
-                raise ArtefactError(
-                    f"{entry.path} is not what {directory.path} was made from: {entry.size_bytes} bytes with mtime_ns "
-                    f"{entry.mtime_ns} then, {mark.size_bytes} with {mark.mtime_ns} now; put it back, use another "
-                    f"directory, or delete {records.path_of(directory.path, 'sign', task)} to have it signed again"
-                )
-
-
 def drive(
     directory: RunDirectory,
     source: Source,
@@ -626,45 +542,3 @@ def _drive(run: DurableRun, until: str) -> None:
     check_space(run)
     run.begin()
     run.advance(until)
-
-
-def changed(manifest: Manifest, stage: str, changes: dict[str, Any]) -> tuple[Params, str]:
-    """The parameters and the output of a run with changes that ``stage`` can make. Raises ParameterError."""
-    params, output = recorded_params(manifest), manifest.output
-    allowed = [*CHANGEABLE[stage], *RUNTIME]
-    for name in changes:
-        if name not in allowed:
-            raise ParameterError(
-                f"{stage} cannot change {name}; it can change {', '.join(allowed)}; other parameters take another run"
-            )
-    output = changes.pop("output", output)
-    check_output(output)
-    threshold = changes.pop("threshold", None)
-    if threshold is not None and threshold != params.threshold:
-        params = params.with_threshold(threshold, manifest.lowest_threshold)
-    runtime = dict.fromkeys(("workers", "memory", "tmp"))
-    return make_params({**msgspec.to_builtins(params), **runtime, "device": "auto", **changes}), output
-
-
-def is_finished(path: Path, manifest: Manifest, files: Sequence[InputFile], params: Params) -> bool:
-    """Whether a complete run is of these files, parameters and earlier runs, and its results have their sizes."""
-    if manifest.state != "complete" or different_parameters(manifest, params):
-        return False
-    then = recorded_params(manifest)
-    if (then.max_removed, then.guard_column) != (params.max_removed, params.guard_column):
-        return False  # whether the decision is accepted is asked again
-    if manifest.spec != SPEC or manifest.digest != Lineage.of(manifest, then).of_results:
-        return False
-    skipped = {(entry.shard, entry.size_bytes, entry.mtime_ns) for entry in manifest.skipped if entry.first_row is None}
-    every = [(file.path, file.fingerprint) for file in files]
-    marks = [(name, mark) for name, mark in every if (name, mark.size_bytes, mark.mtime_ns) not in skipped]
-    now = [(name, mark.size_bytes, mark.mtime_ns, mark.etag) for name, mark in marks]
-    if now != [(entry.path, entry.size_bytes, entry.mtime_ns, entry.etag) for entry in manifest.inputs]:
-        return False
-    if not all(keeps_the_same(entry) for entry in manifest.against):
-        return False
-    sizes = {entry.path: entry.size_bytes for entry in manifest.outputs}
-    try:
-        return all(os.lstat(f"{path}/{name}").st_size == size for name, size in sizes.items())
-    except OSError:
-        return False

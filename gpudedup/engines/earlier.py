@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I64
-from gpudedup.engines.lineage import Lineage, kept_digest
+from gpudedup.engines.lineage import Lineage, kept_digest, recorded_params
 from gpudedup.engines.local import Budget
 from gpudedup.engines.signed_files import SignedFiles, load_signed
-from gpudedup.engines.status import recorded_params
 from gpudedup.errors import ArtefactError, InputError, ParameterError
 from gpudedup.io import open_paths
 from gpudedup.io.paths import find_files

@@ -6,7 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
+import msgspec
+
 from gpudedup import _cpu
+from gpudedup.errors import ArtefactError, ParameterError
 from gpudedup.params import SPEC, Params, parse_keep
 from gpudedup.stages.sign import carried_columns
 from gpudedup.store.manifest import InputEntry, Manifest
@@ -140,3 +143,11 @@ def match_tasks(params: Params, documents: int) -> int:
 
 def bands_a_task(params: Params, documents: int) -> int:
     return max(1, min(params.banding.bands, TASK_KEYS // max(1, documents)))
+
+
+def recorded_params(manifest: Manifest) -> Params:
+    """The parameters of a run. Raises ArtefactError for what no run could have had."""
+    try:
+        return msgspec.convert(manifest.parameters, Params)
+    except (msgspec.ValidationError, ParameterError) as error:
+        raise ArtefactError(f"the manifest's parameters are damaged: {error}") from error

@@ -7,13 +7,10 @@ from typing import Any
 
 import msgspec
 
-from gpudedup.engines.lineage import Lineage, content_of, match_tasks
-from gpudedup.errors import ArtefactError, ParameterError
-from gpudedup.params import Params
+from gpudedup.engines.lineage import Lineage, content_of, match_tasks, recorded_params
 from gpudedup.stages.sign import carried_columns
 from gpudedup.store import lock, records
 from gpudedup.store import manifest as manifests
-from gpudedup.store.manifest import Manifest
 from gpudedup.store.records import Record
 
 
@@ -91,11 +88,3 @@ def status(directory: Path, file: lock.LockFile) -> Status:
         ],
         owner=lock.owner_of(file.read()),
     )
-
-
-def recorded_params(manifest: Manifest) -> Params:
-    """The parameters of a run. Raises ArtefactError for what no run could have had."""
-    try:
-        return msgspec.convert(manifest.parameters, Params)
-    except (msgspec.ValidationError, ParameterError) as error:
-        raise ArtefactError(f"the manifest's parameters are damaged: {error}") from error
