@@ -21,6 +21,9 @@ FORMAT = 2
 
 NAME = "manifest.json"
 MAX_BYTES = 1 << 30
+MAX_COUNT = 1 << 53
+"""More than there can be of anything; sums of many are below 2^63."""
+
 RESULTS = ("removed", "kept", "keep_mask")
 """The folders of a run that are for its user."""
 
@@ -163,15 +166,22 @@ def read(directory: Path, *, unfinished: bool = False) -> Manifest:
     real: set[str] = set()
     for entry in manifest.outputs:
         safe_path(directory, entry, RESULTS, real)
-        if entry.size_bytes < 0 or (entry.rows or 0) < 0:
+        if not can_be(entry.size_bytes, entry.rows or 0):
             raise ArtefactError(f"{path} gives {entry.path!r} {entry.size_bytes} bytes and {entry.rows} rows")
     for source in manifest.inputs:
-        if source.size_bytes < 0 or source.rows < 0 or source.task < 0:
-            raise ArtefactError(f"{path} gives {source.path!r} {source.size_bytes} bytes and {source.rows} rows")
+        if not can_be(source.size_bytes, source.rows, source.task):
+            raise ArtefactError(
+                f"{path} gives {source.path!r} {source.size_bytes} bytes, {source.rows} rows and task {source.task}"
+            )
     for earlier in manifest.against:
-        if earlier.documents < 0:
+        if not can_be(earlier.documents):
             raise ArtefactError(f"{path} gives the earlier run {earlier.path!r} {earlier.documents} documents")
     return manifest
+
+
+def can_be(*counts: int) -> bool:
+    """Whether there can be as many of something."""
+    return all(0 <= count < MAX_COUNT for count in counts)
 
 
 def safe_path(directory: Path, entry: OutputEntry, kinds: Sequence[str], real: set[str] | None = None) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from gpudedup.errors import ArtefactError
+from gpudedup.errors import ArtefactError, OutputError
 from gpudedup.store import manifest as manifests
 from gpudedup.store import sealed
 from gpudedup.store.atomic import atomic_file, output_errors, sync_folder
@@ -22,7 +22,9 @@ from gpudedup.store.manifest import InputEntry, OutputEntry, SkippedEntry
 
 STAGES = ("sign", "columns", "match", "verify", "decide", "apply")
 FOLDER = "done"
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 26
+"""Of a record: room for 10,000 files with names of 2,000 bytes."""
+
 MAKE_ANEW = "delete it, and gpudedup apply RUN makes it anew"
 """The way out of damage to what a task made, and to its record."""
 
@@ -66,13 +68,20 @@ def any_done(directory: Path) -> bool:
 def write(directory: Path, record: Record) -> Path:
     """Commit a task, whose files are flushed and have their names: the path of the record. Raises OutputError."""
     path = path_of(directory, record.stage, record.task)
+    data = sealed.seal(record)
+    if len(data) > MAX_BYTES:
+        raise OutputError(
+            f"the record of task {record.task} of {record.stage} would have {len(data)} bytes, more than {MAX_BYTES}: "
+            f"it names {len(record.inputs)} input files and {len(record.skipped)} places that were skipped; make "
+            "several runs of the input, or repair it"
+        )
     with output_errors(path):
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent.parent)
             sync_folder(directory)
     with atomic_file(path) as temporary:
-        temporary.write_bytes(sealed.seal(record))
+        temporary.write_bytes(data)
     with output_errors(path):
         sync_folder(path.parent)
     return path
@@ -152,8 +161,8 @@ def _is_possible(record: Record) -> bool:
     sizes = [entry.size_bytes for entry in record.artefacts] + [entry.size_bytes for entry in record.inputs]
     return (
         (record.stage == "apply" or len(record.artefacts) == 1)
-        and all(0 <= record.counts.get(name, -1) < 2**62 for name in COUNTS.get(record.stage, ()))
-        and all(0 <= number < 2**62 for number in (*rows, *sizes))
+        and manifests.can_be(*(record.counts.get(name, -1) for name in COUNTS.get(record.stage, ())))
+        and manifests.can_be(*rows, *sizes)
         and (record.stage != "sign" or sum(rows) == record.counts["rows"])
         and {entry.shard for entry in record.skipped} <= {entry.path for entry in record.inputs}
     )
