@@ -32,10 +32,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from common import cache_directory, corpus_files, read_texts, text_bytes
-from corpus import _join
 from gpu_target import REHEARSAL, Target, Timed, description, open_target, rehearse
 from job import decode
-from pool import fraction, load_pool, noise
 
 import gpudedup
 from gpudedup import _cpu
@@ -46,6 +44,9 @@ from gpudedup.backends.cuda import sign as signing
 from gpudedup.backends.cuda.backend import PIECE_BYTES, CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Stream
 from gpudedup.backends.cuda.sign import Request, Signer
+from gpudedup.bench.corpus import join
+from gpudedup.bench.noise import fraction, noise
+from gpudedup.bench.words import load_pool
 from gpudedup.machine import available_memory_bytes, worker_count
 from gpudedup.params import Params
 from gpudedup.stages.decide import decide
@@ -310,14 +311,14 @@ def texts(kind: str, size: int, seed: int) -> pa.Array:
     mean = float(pool.mean_bytes[0])
     words = pool.draw(0, noise(seed, max(1, int(size / mean))))
     if document_bytes < 1000:  # cut anywhere
-        joined = _join(pool.pieces, words, np.array([len(words)]))
+        joined = join(pool.pieces, words, np.array([len(words)]))
         data, count = joined.buffers()[2], max(1, int(size // mean * mean) // document_bytes)
         count = min(count, joined.buffers()[2].size // document_bytes)
         ends = pa.py_buffer(np.arange(count + 1, dtype=np.int64) * document_bytes)
         return pa.Array.from_buffers(pa.large_binary(), count, [None, ends, data])
     each = max(1, int(document_bytes / mean))
     lengths = np.full(max(1, len(words) // each), each)
-    return _join(pool.pieces, words[: lengths.sum()], lengths).cast(pa.large_binary())
+    return join(pool.pieces, words[: lengths.sum()], lengths).cast(pa.large_binary())
 
 
 def check_signed(params: Params, text: pa.Array, signed: SignedBatch, seed: int) -> None:

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from common import ROUNDS, cache_directory, corpus_files, count, load, run_job
-from pool import Pool, load_pool, mix, noise
+
+from gpudedup.bench.noise import mix, noise
+from gpudedup.bench.words import Pool, load_pool
 
 STEPS = (1, 2, 4, 8)
 STEP_MEGABYTES = 125
@@ -49,8 +51,7 @@ def bench_eightfold(benchmark: Any, mix_name: str) -> None:
 
 
 def unrelated(pool: Pool, number: int, words: int) -> pa.Array:
-    starts = pool.draw(0, noise(11, number * (words // 3)))
-    return texts(pool, (starts[:, None] + np.arange(3, dtype=np.int32)).reshape(number, -1))
+    return texts(pool, pool.draw(0, noise(11, number * words)).reshape(number, words))
 
 
 def near_copies(pool: Pool, number: int, words: int) -> pa.Array:

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import TINY, Child, cache_directory, corpus_files, load, run_job, text_size
-from pool import load_pool, noise
+
+from gpudedup.bench.noise import noise
+from gpudedup.bench.words import load_pool
 
 MEMORY = "768 MB"
 SIZES = (1000, 4000)

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from common import HERE, ROUNDS, corpus_files, count, load, read_texts, text_size
-from pool import DATA, noise
 
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend, cpu_tier
+from gpudedup.bench.noise import noise
 from gpudedup.io.batches import TARGET_BYTES
 from gpudedup.params import make_params
 
@@ -29,7 +29,9 @@ KINDS = ("english", "chinese law", "mixed", "70-byte")
 
 def texts_of(kind: str) -> pa.Array:
     if kind == "chinese law":  # real texts, repeated: each copy lies at another place
-        laws = pq.read_table(DATA / "zh_laws.parquet", columns=["text"])["text"].combine_chunks()
+        laws = pq.read_table(HERE.parent / "tests" / "data" / "zh_laws.parquet", columns=["text"])[
+            "text"
+        ].combine_chunks()
         return pa.concat_arrays([laws] * max(1, text_size(MEGABYTES) // laws.nbytes)).cast(pa.large_string())
     if kind == "70-byte":
         text = b"".join(value.as_buffer() for value in read_texts(corpus_files("english", MEGABYTES)) if value.is_valid)

@@ -18,7 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from corpus import make_corpus
+
+from gpudedup.bench import corpus, noise, words
 
 HERE = Path(__file__).resolve().parent
 TINY = bool(os.environ.get("GPUDEDUP_BENCH_TINY"))
@@ -45,12 +46,14 @@ def cache_directory() -> Path:
 
 def corpus_files(mix: str, megabytes: float, *, plain: bool = False, seed: int = 1) -> list[str]:
     """The Parquet files of a corpus, made if they are not there. The name tells the generator's version too."""
-    source = b"".join((HERE / name).read_bytes() for name in ("corpus.py", "pool.py"))
+    source = (
+        b"".join(Path(module.__file__).read_bytes() for module in (corpus, noise, words)) + words.WORDS.read_bytes()
+    )
     size = text_size(megabytes)
     name = f"{mix}-{size}-{'plain-' if plain else ''}{seed}-{hashlib.sha256(source).hexdigest()[:8]}"
     out = cache_directory() / name
     if not (out / "meta.json").exists():
-        make_corpus(out, text_bytes=size, mix_name=mix, seed=seed, plain=plain, jaccard_sample=0)
+        corpus.make_corpus(out, text_bytes=size, mix_name=mix, seed=seed, plain=plain)
     return sorted(str(path) for path in out.glob("part-*.parquet"))
 
 

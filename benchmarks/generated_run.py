@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from common import watched
-from generated import BLOCK, Block, Generated
 
 from gpudedup.backends.base import SignedBatch
+from gpudedup.bench.generated import BLOCK, Block, Generated
 from gpudedup.engines.corpus import TASK_BYTES
 from gpudedup.engines.durable import DurableRun
 from gpudedup.engines.local import silent

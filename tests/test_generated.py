@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
-
-from generated import BLOCK, LARGEST, ZIPF, Block, Generated
+from gpudedup.bench.generated import BLOCK, LARGEST, ZIPF, Block, Generated
 
 DOCUMENTS = 3 * BLOCK + 1234
 LANES = 16

@@ -17,13 +17,13 @@ import pytest
 import reference
 
 import gpudedup
+from gpudedup.bench.generated import Block, Generated
 from gpudedup.engines.local import Budget
 from gpudedup.params import make_params
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from common import run_generated
-from generated import Block, Generated
 from generated_run import STAGES, go_on, opened, sign
 
 DOCUMENTS = 200_000

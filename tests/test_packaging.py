@@ -142,6 +142,7 @@ def test_wheel_contents(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert len(tops) == 2, tops  # the package and its metadata: no tests, no csrc at the top
     assert {"gpudedup/py.typed", "gpudedup/_cpu.pyi", "gpudedup/csrc/core/hash.h", "gpudedup/cli.py"} <= names
+    assert "gpudedup/bench/words.parquet" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     packages = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "gpudedup").rglob("__init__.py")}
     assert packages <= {name.rpartition("/")[0] for name in names}  # none forgotten in pyproject.toml

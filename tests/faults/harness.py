@@ -34,6 +34,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpudedup.bench.corpus import make_corpus
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 COMMAND = (sys.executable, str(HERE / "command.py"))
@@ -467,14 +469,9 @@ def build_shim(folder: Path) -> Path:
 
 def make_inputs(folder: Path, seed: int = 5, megabytes: float = 3) -> None:
     """parquet/ and jsonl/: the same near-copies in several files."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from corpus import make_corpus
-    finally:
-        sys.path.pop(0)
     size = int(megabytes * 1e6)
     made = folder / "made"
-    make_corpus(made, text_bytes=size, shard_bytes=size // 6, seed=seed, processes=1, jaccard_sample=0)
+    make_corpus(made, text_bytes=size, shard_bytes=size // 6, seed=seed, processes=1)
     for name in ("parquet", "jsonl"):
         (folder / name).mkdir()
     for file in sorted(made.glob("part-*.parquet")):

@@ -14,7 +14,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from pool import F64, I64, U64, fraction, mix, noise
+
+from gpudedup.bench.noise import F64, I64, U64, fraction, mix, noise
 
 BLOCK = 1 << 16
 """Documents of a block."""

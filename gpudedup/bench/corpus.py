@@ -1,17 +1,16 @@
 """A corpus of any size with planted copies, and the truth about them.
 
-    python benchmarks/corpus.py OUT --gb 1 --mix english|chinese|mixed --seed 1
+    python -m gpudedup.bench.corpus OUT --gb 1 --mix english|chinese|mixed --seed 1
 
 OUT/part-00000.parquet, ...  id int64, text string; zstd, row groups of about 32 MB of text
-OUT/truth.parquet            one row per planted copy: id, origin (the document it was made from), kind, rate,
-                             jaccard (of word 5-shingles, fold "full", for a sample by tests/truth.py; else null)
+OUT/truth.parquet            a row for each document made from another: id, origin, kind, rate
 OUT/meta.json                arguments and counts
 
 Lengths are log-normal (median 2 kB, sigma 1, 300 bytes to 64 kB) and one document per 100 MB has 1 to 10 MB. Cluster
 sizes follow a power law (exponent 2.7, up to 3,000); unless --plain, there is one cluster of 1,000 per 40,000 documents
-and one of 10,000 per 100,000. Text is fragments of three words from real sentences (tests/data) and made-up words; a
-5-shingle spans two fragments at least, so strangers share hardly any. A third of the longer originals carry the header
-and footer of one of 200 sites.
+and one of 10,000 per 100,000. Text is words drawn by their frequency in real texts, a fifth of them made up, so
+strangers share hardly any 5-shingle. A third of the longer originals carry the header and footer of one of 200 sites.
+In one of ten clusters all documents are one form filled with other names and numbers: similar, and no copies.
 
 Every document is a function of (seed, its cluster, its number), so any shard can be made by any process: the bytes do
 not depend on how many there are. Memory: about 60 bytes a document and 200 MB a process.
@@ -23,9 +22,9 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +33,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pool import F64, I32, I64, MIXES, SITES, U64, Pool, fraction, load_pool, mix, noise
+
+from gpudedup.bench.noise import F64, I32, I64, U64, fraction, mix, noise, stream
+from gpudedup.bench.words import DRAW_BITS, MIXES, NUMBERS, SITES, Pool, load_pool
+from gpudedup.machine import worker_count
 
 KINDS = (
     "exact", "format", "edit", "sentence", "truncate", "boilerplate", "watermark", "repost", "embed", "mixed",
+    "template",
 )  # fmt: skip
 KIND_SHARE = (0.15, 0.08, 0.30, 0.08, 0.10, 0.08, 0.05, 0.06, 0.04, 0.06)
+"""Of copies, by kind. The last kind, template, is one of whole clusters."""
+TEMPLATE_SHARE = 0.1
+"""Of clusters."""
 RATES: dict[str, tuple[float, ...]] = {
     "exact": (0.0,),
     "format": (0.2, 0.5, 1.0),  # share of paragraphs
@@ -51,13 +57,13 @@ RATES: dict[str, tuple[float, ...]] = {
     "repost": (0.1, 0.4, 1.0),  # strength
     "embed": (0.25, 0.5, 1.0),  # added / text
     "mixed": (0.002, 0.005, 0.01, 0.02, 0.03),  # per word
+    "template": (0.03, 0.05, 0.08, 0.12),  # share of words that differ
 }
-BY_PIECES = ("edit", "sentence", "truncate", "boilerplate", "embed", "mixed")
+BY_PIECES = ("edit", "sentence", "truncate", "boilerplate", "embed", "mixed", "template")
 BATCH_BYTES = 32 << 20
-FRAGMENT = 3
+WORDS_A_DRAW = 64 // DRAW_BITS
 SITE_BYTES = 2000
 """Originals shorter than this carry no page furniture: it would make strangers alike."""
-LONGEST_FOR_JACCARD = 300_000
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string())])
 TRUTH = pa.schema(
     [
@@ -65,7 +71,6 @@ TRUTH = pa.schema(
         ("origin", pa.int64()),
         ("kind", pa.dictionary(pa.int8(), pa.string())),
         ("rate", pa.float32()),
-        ("jaccard", pa.float64()),
     ]
 )
 
@@ -79,7 +84,6 @@ class Order:
     mix: str
     seed: int
     shard_bytes: int
-    jaccard_sample: int
     plain: bool
 
 
@@ -154,17 +158,21 @@ class Writer:
         pool, plan = self.pool, self.plan
         language = plan.language[clusters]
         keys = self._keys(clusters, 1)
-        fragments = np.maximum(1, (plan.length[clusters] / pool.mean_bytes[language] / FRAGMENT).astype(np.int64))
-        ends = np.cumsum(fragments)
-        owner = np.repeat(np.arange(len(clusters)), fragments)
-        within = np.arange(int(ends[-1])) - (ends - fragments)[owner]
-        bits = mix(keys[owner] + within.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-        count, first = pool.count[language].astype(np.uint64)[owner], pool.first[language].astype(np.int32)[owner]
-        place: I32 = ((bits >> np.uint64(32)) * count >> np.uint64(32)).astype(np.int32) + first
-        words = (place[:, None] + np.arange(FRAGMENT, dtype=np.int32)).ravel().astype(np.int32, copy=False)
-        closing = np.repeat((bits & np.uint64(3)) == 0, FRAGMENT)  # a quarter of the sentence ends
-        words = np.where(closing, pool.paragraph[words], words)
-        return words, np.concatenate([[0], ends * FRAGMENT]).astype(np.int64)
+        draws = np.maximum(1, (plan.length[clusters] / pool.mean_bytes[language] / WORDS_A_DRAW).astype(np.int64))
+        ends = np.cumsum(draws)
+        starts = ends - draws
+        bits = stream(
+            np.repeat(keys, draws),
+            np.arange(int(ends[-1]), dtype=np.uint64) - np.repeat(starts, draws).astype(np.uint64),
+        )
+        count, first = np.repeat(pool.count[language].astype(np.uint64), draws), np.repeat(pool.first[language], draws)
+        words = np.empty((len(bits), WORDS_A_DRAW), np.int32)
+        for number in range(WORDS_A_DRAW):
+            own = bits >> np.uint64(number * DRAW_BITS) & np.uint64((1 << DRAW_BITS) - 1)
+            words[:, number] = pool.places[(own * count >> np.uint64(DRAW_BITS)).astype(np.int64) + first]
+        closing = bits >> np.uint64(62) == 0  # a quarter of the sentence ends
+        words[closing] = pool.paragraph[words[closing]]
+        return words.ravel(), np.concatenate([[0], ends * WORDS_A_DRAW]).astype(np.int64)
 
     def sites(self, clusters: I64) -> I64:
         """The number of the site that the original of each cluster is from, Zipf-like; -1: none."""
@@ -182,13 +190,24 @@ class Writer:
         """(number in KINDS, rate, key) of each document, as if it were a copy."""
         keys = self._keys(documents, 3)
         kind = np.searchsorted(np.cumsum(KIND_SHARE), fraction(keys), side="right")
-        kind = np.minimum(kind, len(KINDS) - 1)
+        kind = np.minimum(kind, len(KIND_SHARE) - 1)
+        of_cluster = self._keys(self.plan.cluster[documents], 4)
+        kind[fraction(of_cluster) < TEMPLATE_SHARE] = KINDS.index("template")
         rate = np.zeros(len(documents))
-        spread = fraction(mix(keys + np.uint64(1)))
+        spread = fraction(mix(np.where(kind == KINDS.index("template"), of_cluster, keys) + np.uint64(1)))
         for number, name in enumerate(KINDS):
             own = kind == number
             rate[own] = np.array(RATES[name])[(spread[own] * len(RATES[name])).astype(int)]
         return kind, rate, mix(keys + np.uint64(2))
+
+    def filled(self, form: I32, rate: float, language: int, cluster: int, key: int) -> I32:
+        """A form whose gaps, the same for all documents of a cluster, hold words and numbers of this document."""
+        gaps = np.flatnonzero(fraction(noise(int(self._keys(np.array([cluster]), 5)[0]), len(form))) < rate)
+        bits = noise(key, len(gaps))
+        numbers = self.pool.number[language] + (bits >> np.uint64(32)).astype(np.int64) % NUMBERS
+        out = form.copy()
+        out[gaps] = np.where(bits % np.uint64(2) == 0, numbers, self.pool.draw(language, bits))
+        return out
 
     def change_pieces(self, kind: str, words: I32, rate: float, language: int, key: int) -> I32:
         pool = self.pool
@@ -267,14 +286,16 @@ class Writer:
                 by_text.append(i)
             if site[i] >= 0:
                 new = self.furnished(new, language, int(site[i]))
-            if changed:
+            if changed and name == "template":
+                new = self.filled(new, float(rate[i]), language, int(clusters[i]), int(keys[i]))
+            elif changed:
                 new = self.change_pieces(name, new, float(rate[i]), language, int(keys[i]))
             if changed or site[i] >= 0:
                 parts += [words[offsets[done] : offsets[i]], new]
                 lengths[i] = len(new)
                 done = i + 1
         parts.append(words[offsets[done] :])
-        out = _join(self.pool.pieces, np.concatenate(parts), lengths)
+        out = join(self.pool.pieces, np.concatenate(parts), lengths)
         if not by_text:
             return out
         mask = np.zeros(len(out), bool)
@@ -287,28 +308,14 @@ class Writer:
         ]
         return pc.replace_with_mask(out, pa.array(mask), pa.array(changed, pa.large_string()))
 
-    def original_text(self, cluster: int) -> str:
-        words, _ = self.originals(np.array([cluster]))
-        site = int(self.sites(np.array([cluster]))[0])
-        if site >= 0:
-            words = self.furnished(words, int(self.plan.language[cluster]), site)
-        return "".join(self.pool.pieces.take(pa.array(words)).to_pylist())
-
-    def truth(self, first: int, texts: pa.Array) -> pa.Table:
-        plan = self.plan
-        documents = np.arange(first, first + len(texts))
-        clusters = plan.cluster[documents]
-        copies = np.flatnonzero(plan.origin[clusters] != documents)
-        kind, rate, keys = self.kinds(documents)
-        chosen = fraction(mix(keys + np.uint64(5))) * max(1, plan.copies) < self.order.jaccard_sample
-        chosen &= plan.length[clusters] < LONGEST_FOR_JACCARD
-        jaccard = [
-            exact_jaccard(self.original_text(int(clusters[i])), texts[i].as_py()) if chosen[i] else None
-            for i in copies.tolist()
-        ]
-        kinds = pa.DictionaryArray.from_arrays(pa.array(kind[copies].astype(np.int8)), pa.array(KINDS))
-        columns = [documents[copies], plan.origin[clusters[copies]], kinds, rate[copies].astype(np.float32)]
-        return pa.table([*columns, pa.array(jaccard, pa.float64())], schema=TRUTH)
+    def truth(self, first: int, last: int) -> pa.Table:
+        """Which of the documents first to last - 1 were made from another, and how."""
+        documents = np.arange(first, last)
+        origin = self.plan.origin[self.plan.cluster[first:last]]
+        made = np.flatnonzero(origin != documents)
+        kind, rate, _ = self.kinds(documents[made])
+        kinds = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), pa.array(KINDS))
+        return pa.table([documents[made], origin[made], kinds, rate.astype(np.float32)], schema=TRUTH)
 
     def write_shard(self, number: int) -> pa.Table:
         """Writes part-NUMBER.parquet; its rows of the truth."""
@@ -316,18 +323,16 @@ class Writer:
         ends = np.cumsum(self.plan.length[self.plan.cluster[first:last]])
         cuts = np.searchsorted(ends, np.arange(BATCH_BYTES, int(ends[-1]), BATCH_BYTES), side="left") + 1
         bounds = np.unique(np.concatenate([[0], cuts, [last - first]])) + first
-        truth = []
         path = os.path.join(self.order.out, f"part-{number:05}.parquet")
         with pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1, use_dictionary=False) as writer:
             for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
                 texts = self.texts(begin, end)
                 ids = pa.array(np.arange(begin, end))
                 writer.write_table(pa.table([ids, texts.cast(pa.string())], schema=SCHEMA))
-                truth.append(self.truth(begin, texts))
-        return pa.concat_tables(truth)
+        return self.truth(first, last)
 
 
-def _join(pieces: pa.Array, words: I32, lengths: I64) -> pa.Array:
+def join(pieces: pa.Array, words: I32, lengths: I64) -> pa.Array:
     """Texts of ``lengths`` pieces each: the pieces lie one after the other, so only offsets are new."""
     taken = pieces.take(pa.array(words))
     _, offsets, data = taken.buffers()
@@ -384,22 +389,6 @@ def _comments(bits: list[int], rate: float, chinese: bool) -> str:
     return "\n\n" + "\n".join(lines)
 
 
-def exact_jaccard(a: str, b: str) -> float | None:
-    """Jaccard index of the sets of word 5-shingles in the units of spec 1, no hash in it; None if both are empty."""
-    one, other = _shingles(a), _shingles(b)
-    return len(one & other) / len(one | other) if one or other else None
-
-
-def _shingles(text: str) -> set[tuple[str, ...]]:
-    tests = str(Path(__file__).resolve().parent.parent / "tests")
-    if tests not in sys.path:
-        sys.path.append(tests)
-    import truth
-
-    units = truth.unit_finder("word:5", "full")(text)
-    return {tuple(units[i : i + 5]) for i in range(max(1, len(units) - 4))} if units else set()
-
-
 # ------------------------------------------------------------------------------------------------------- processes
 
 _writer: Writer | None = None
@@ -425,16 +414,15 @@ def make_corpus(
     seed: int = 1,
     processes: int | None = None,
     shard_bytes: int = 128_000_000,
-    jaccard_sample: int = 1000,
     plain: bool = False,
 ) -> dict[str, object]:
     """Writes the corpus; returns what meta.json holds."""
     os.makedirs(out, exist_ok=True)
-    order = Order(os.fspath(out), text_bytes, mix_name, seed, shard_bytes, jaccard_sample, plain)
+    order = Order(os.fspath(out), text_bytes, mix_name, seed, shard_bytes, plain)
     pool = load_pool(mix_name)
     plan = make_plan(order, pool)
     shards = range(len(plan.shard_first) - 1)
-    processes = min(processes or len(os.sched_getaffinity(0)), len(shards))
+    processes = min(processes or worker_count(), len(shards))
     kinds: Counter[str] = Counter()
     with pq.ParquetWriter(os.path.join(out, "truth.parquet"), TRUTH, compression="zstd") as truth:
         if processes == 1:
@@ -463,8 +451,8 @@ def make_corpus(
     return meta
 
 
-def _write_truth(writer: pq.ParquetWriter, tables: object, kinds: Counter[str]) -> None:
-    for table in tables:  # type: ignore[attr-defined]
+def _write_truth(writer: pq.ParquetWriter, tables: Iterable[pa.Table], kinds: Counter[str]) -> None:
+    for table in tables:
         writer.write_table(table)
         kinds.update(table["kind"].to_pylist())
 
@@ -477,7 +465,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, help="default: one per core")
     parser.add_argument("--shard-mb", type=int, default=128)
-    parser.add_argument("--jaccard-sample", type=int, default=1000, help="copies whose exact Jaccard index is computed")
     parser.add_argument("--plain", action="store_true", help="no forced large clusters and huge documents")
     given = parser.parse_args()
     begin = time.perf_counter()
@@ -488,7 +475,6 @@ def main() -> None:
         seed=given.seed,
         processes=given.processes,
         shard_bytes=given.shard_mb * 1_000_000,
-        jaccard_sample=given.jaccard_sample,
         plain=given.plain,
     )
     seconds = time.perf_counter() - begin
