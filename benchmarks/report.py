@@ -17,7 +17,7 @@ Result = dict[str, Any]
 HEAD = """# Performance
 
 Made by `python benchmarks/report.py` from the files in `benchmarks/results/`; do not edit. How a figure comes about:
-`python benchmarks/run.py SUITE` (suites sign, job, match, growth, memory, import) and `python benchmarks/peers/run.py`.
+`python benchmarks/run.py SUITE` (sign, job, match, growth, memory, import); peers: `gpudedup bench --suite quality`.
 MB is 10^6 bytes of UTF-8 text. Signatures are compared with the reference before they are timed. `load` is how many
 processes wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long,
 and CPU-seconds tell more. Corpora: `benchmarks/corpus.py` (seeded; web-like lengths, clusters by a power law, ten kinds

@@ -14,7 +14,7 @@ def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list
     with tempfile.TemporaryDirectory() as work:
         found = gpudedup.run(files, f"{work}/run", output="mask", workers=workers)
         seconds.update(found.summary().seconds)
-        with peer.Clock(seconds, "ids that stay"):
+        with peer.Clock(seconds, "ids"):
             ids = [i for file in files for i in pq.read_table(file, columns=["id"])["id"].to_pylist()]
             removed = found.removed
             first = dict.fromkeys(files, 0)

@@ -1,10 +1,13 @@
-"""rensa: full-set R-MinHash by from_token_sets, RMinHashDeduplicator with LSH and its check of estimated similarity."""
+"""rensa on all cores: processes make shingles and RMinHash.from_token_sets, one RMinHashDeduplicator decides.
+
+Nine tenths of its time go into making strings of shingles in Python, so that is what the processes share out.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the processes are the parallelism: Python makes the shingles
+os.environ.setdefault("RAYON_NUM_THREADS", "1")  # the processes are the parallelism
 
 import peer
 from rensa import RMinHash, RMinHashDeduplicator
@@ -20,7 +23,7 @@ def sketch(place: tuple[str, int]) -> tuple[list[int], list[RMinHash]]:
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
     index = RMinHashDeduplicator(peer.THRESHOLD, peer.NUM_PERM, True, BANDS, 42)
     kept: list[int] = []
-    with peer.Clock(seconds, "read, sign and match"):
+    with peer.Clock(seconds, "read_sign_match"):
         for ids, sketches in peer.in_processes(sketch, peer.row_groups(files), workers):
             stays = index.add_pairs(zip(map(str, ids), sketches, strict=True))
             kept += [i for i, stay in zip(ids, stays, strict=True) if stay]

@@ -19,16 +19,17 @@ def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list
             os.symlink(file, f"{work}/in/part-{number:05}.parquet")
         command = [sys.executable, "-m", "text_dedup.minhash", "--path", "parquet", "--split", "train"]
         command += ["--data_files", f"{work}/in/*.parquet", "--cache_dir", f"{work}/cache", "--output", f"{work}/out"]
-        command += ["--column", "text", "--ngram", "5", "--min_length", "1", "--num_perm", str(peer.NUM_PERM)]
-        command += ["--threshold", str(peer.THRESHOLD), "--b", str(peer.BANDS), "--r", str(peer.ROWS)]
+        command += ["--column", "text", "--ngram", str(peer.SHINGLE), "--min_length", "1"]
+        command += ["--num_perm", str(peer.NUM_PERM), "--threshold", str(peer.THRESHOLD)]
+        command += ["--b", str(peer.BANDS), "--r", str(peer.ROWS)]
         command += ["--hash_func", "xxh3", "--hash_bits", "32", "--num_proc", str(workers)]
-        with peer.Clock(seconds, "read, sign, match and write its data set"):
+        with peer.Clock(seconds, "read_sign_match_write"):
             done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(done.stderr[-1500:])
         import datasets
 
-        with peer.Clock(seconds, "read it back"):
+        with peer.Clock(seconds, "read_back"):
             kept = datasets.load_from_disk(f"{work}/out").select_columns(["id"])["id"]
     settings = f"words cut at what is no letter, {peer.BANDS} bands of {peer.ROWS}, {workers} processes, not checked"
     return list(kept), settings

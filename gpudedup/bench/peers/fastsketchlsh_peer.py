@@ -34,7 +34,7 @@ def similar(index: LSH, rows: np.ndarray, indexed: np.ndarray) -> list[list[int]
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
     index = LSH(num_perm=peer.NUM_PERM, num_bands=BANDS, num_threads=workers)
     indexed, kept = np.zeros((1 << 16, peer.NUM_PERM), np.uint64), []
-    with peer.Clock(seconds, "read, sign and match"):
+    with peer.Clock(seconds, "read_sign_match"):
         for all_ids, all_rows in peer.in_processes(sketch, peer.row_groups(files), workers):
             for first in range(0, len(all_ids), BATCH):
                 rows = all_rows[first : first + BATCH]

@@ -18,23 +18,28 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+SHINGLE = 5
 THRESHOLD = 0.8
 NUM_PERM = 128
 BANDS, ROWS = 18, 7
 """What gpudedup takes for t = 0.8, recall 0.95; a peer that wants bands to divide K gets 16 bands of 8."""
 
 # A word, or one character of a script written without blanks: what a user of a peer would write for mixed text.
-_SINGLES = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-_UNIT = re.compile(rf"[{_SINGLES}]|[^\W_{_SINGLES}]+")
+SINGLES = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+_UNIT = re.compile(rf"[{SINGLES}]|[^\W_{SINGLES}]+")
 
 Made = TypeVar("Made")
 
 
+def units(text: str) -> list[str]:
+    return _UNIT.findall(text.lower())
+
+
 def shingles(text: str) -> list[str]:
-    units = _UNIT.findall(text.lower())
-    if len(units) < 5:
-        return [" ".join(units)] if units else []
-    return list(map(" ".join, zip(units, units[1:], units[2:], units[3:], units[4:], strict=False)))
+    words = units(text)
+    if len(words) < SHINGLE:
+        return [" ".join(words)] if words else []
+    return list(map(" ".join, zip(*(words[k:] for k in range(SHINGLE)), strict=False)))
 
 
 def row_groups(files: Iterable[str]) -> list[tuple[str, int]]:

@@ -1,0 +1,124 @@
+"""The peers, and the virtual environments that they run in: the one place that uses a network, by pip."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpudedup.backends.cuda.detect import detect
+from gpudedup.errors import BenchmarkError, OutputError, ParameterError
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program that does the job, and how it is used."""
+
+    name: str
+    package: str
+    """On PyPI; its version is the peer's."""
+    module: str
+    """Of this folder."""
+    beside: tuple[str, ...] = ()
+    """Packages that it needs for this job and does not ask for itself."""
+    environment: str = ""
+    """Of another peer, whose environment it shares."""
+    gpu: bool = False
+    slow: bool = False
+    """It gets a part of a large corpus, and its rate is of that part."""
+
+    @property
+    def folder(self) -> str:
+        return self.environment or self.name
+
+    @property
+    def program(self) -> Path:
+        return HERE / f"{self.module}.py"
+
+
+GPUDEDUP = Peer("gpudedup", "gpudedup", "gpudedup_peer")
+"""In the Python that runs this; measured in the same way as its peers."""
+
+PEERS = (
+    Peer("rensa", "rensa", "rensa_peer"),
+    Peer("rensa, all cores", "rensa", "rensa_all_cores_peer", environment="rensa"),
+    Peer("gaoya", "gaoya", "gaoya_peer"),
+    Peer("fastsketchlsh", "fastsketchlsh", "fastsketchlsh_peer"),
+    Peer("datasketch", "datasketch", "datasketch_peer", beside=("xxhash",), slow=True),
+    Peer("text-dedup", "text-dedup", "text_dedup_peer", slow=True),
+    Peer("datatrove", "datatrove", "datatrove_peer", beside=("regex", "tokenizers", "xxhash<4"), slow=True),
+    Peer("nvtext", "cudf-cu12", "nvtext_peer", gpu=True),
+    Peer("nemo-curator", "nemo-curator", "nemo_curator_peer", beside=("nemo-curator[text_cuda12]",), gpu=True),
+)
+
+
+def no_gpu() -> str | None:
+    """Why peers that need a GPU cannot run here; None if they may."""
+    found = detect()
+    return None if found.driver_cuda else f"needs an NVIDIA GPU: {found.reason}"
+
+
+def python_of(directory: Path, peer: Peer) -> Path:
+    return directory / peer.folder / "bin" / "python"
+
+
+def chosen(names: Sequence[str]) -> list[Peer]:
+    """The peers of these names, all if there are none. Raises ParameterError for a name that is none."""
+    known = {peer.name: peer for peer in PEERS} | {peer.folder: peer for peer in PEERS if not peer.environment}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ParameterError(f"there is no peer {unknown[0]!r}; there are {', '.join(peer.folder for peer in PEERS)}")
+    return [known[name] for name in names] if names else list(PEERS)
+
+
+def install(
+    directory: Path, names: Sequence[str] = (), say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[Peer, str]]:
+    """Make the environments of peers (all, if none is named) and fill them from PyPI; those that are there stay.
+
+    Yields each peer with its version, or with why it could not be installed: a peer that fails does not keep the others
+    out. Raises ParameterError for an unknown name and OutputError if ``directory`` cannot be made.
+    """
+    wanted = chosen(names)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {directory}: {error.strerror}; name another directory") from None
+    without = no_gpu()
+    for peer in wanted:
+        if peer.gpu and without:
+            yield peer, without
+            continue
+        python = python_of(directory, peer)
+        try:
+            if not python.exists():
+                say(f"{peer.folder}: making its environment")
+                venv.create(python.parent.parent, with_pip=True, clear=True)
+            if installed_version(python, peer) is None:
+                say(f"{peer.folder}: pip install {' '.join((peer.package, *peer.beside))}")
+                _pip(python, ("pyarrow", peer.package, *peer.beside))
+            yield peer, installed_version(python, peer) or "cannot be installed: pip left no such package"
+        except (OSError, subprocess.CalledProcessError, BenchmarkError) as error:
+            yield peer, f"cannot be installed: {error}"
+
+
+def installed_version(python: Path, peer: Peer) -> str | None:
+    """The version of the peer in an environment; None if it is not there."""
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    try:
+        done = subprocess.run([str(python), "-I", "-c", code, peer.package], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _pip(python: Path, packages: Sequence[str]) -> None:
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *packages]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+        raise BenchmarkError(lines[-1][:300] if lines else f"pip ended with exit code {done.returncode}")

@@ -1,0 +1,251 @@
+"""gpudedup and its peers at the same job: speed, and quality beside it.
+
+The job: from Parquet files to the ids of the documents that stay, at t = 0.8 over word 5-shingles with K = 128, on all
+cores. Every run is a process of its own, from its start to its end. Quality is of what a peer removes from a small
+corpus of the same kind, against the exact decision (`truth`, `quality`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gpudedup.bench.measure import run_process
+from gpudedup.bench.peers.environments import GPUDEDUP, HERE, PEERS, Peer, installed_version, no_gpu, python_of
+from gpudedup.bench.quality import Judge, Mask
+from gpudedup.bench.record import Record, Spread, Text, new_record
+from gpudedup.bench.suites import Order
+from gpudedup.bench.truth import Pairs, shingle_sets, similar_pairs
+from gpudedup.errors import BenchmarkError
+from gpudedup.params import PPM, Params
+
+THRESHOLD = 0.8
+TIMEOUT = 1800.0
+"""Seconds that a peer gets for one run."""
+SLOW_BYTES = 100_000_000
+"""Text of the part that slow peers get, at least; the first files that hold it."""
+QUALITY_BYTES = 20_000_000
+QUICK_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Parquet files with the columns id (0, 1, ... over all files) and text."""
+
+    name: str
+    files: tuple[str, ...]
+    documents: int
+    text_bytes: int
+
+    @property
+    def text(self) -> Text:
+        return Text(name=self.name, documents=self.documents, text_bytes=self.text_bytes)
+
+    def first(self, text_bytes: int) -> Corpus:
+        """The first files with ``text_bytes`` or more of text, one at least; all if there is less."""
+        count = size = 0
+        documents = 0
+        for file in self.files:
+            if count and size >= text_bytes:
+                break
+            rows, more = _measured(file)
+            count, size, documents = count + 1, size + more, documents + rows
+        return Corpus(self.name, self.files[:count], documents, size)
+
+
+def corpus_of(folder: Path, name: str) -> Corpus:
+    """The files part-*.parquet of a folder."""
+    files = tuple(sorted(str(path.resolve()) for path in folder.glob("part-*.parquet")))
+    each = [_measured(file) for file in files]
+    return Corpus(name, files, sum(rows for rows, _ in each), sum(size for _, size in each))
+
+
+def _measured(file: str) -> tuple[int, int]:
+    """(documents, bytes of text) of a file."""
+    import pyarrow.compute as pc
+
+    rows = size = 0
+    for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
+        rows += len(batch)
+        size += pc.sum(pc.binary_length(batch["text"])).as_py() or 0
+    return rows, size
+
+
+# ----------------------------------------------------------------------------------------------------------- one run
+
+
+@dataclass(frozen=True)
+class Done:
+    """One run of a peer."""
+
+    removed: Mask
+    """Of each document."""
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    stages: dict[str, float]
+    settings: str
+
+
+def run_peer(peer: Peer, python: Path, corpus: Corpus, folder: Path, workers: int, timeout: float) -> Done | str:
+    """One run of the job; or why it was not done. Files of the run are left in ``folder``."""
+    out, order = folder / "kept.parquet", folder / "order.json"
+    out.unlink(missing_ok=True)
+    order.write_text(json.dumps({"files": corpus.files, "out": str(out), "workers": workers}))
+    own = str(HERE.parents[2]) if peer is GPUDEDUP else ""
+    process = run_process(
+        [str(python), str(peer.program), str(order)],
+        environment={"PYTHONPATH": own, "TMPDIR": str(folder), "HF_HOME": str(folder / "hub")},
+        timeout=timeout,
+    )
+    if process.timed_out:
+        return f"not done after {timeout:.0f} s"
+    if process.code:
+        return process.complaint
+    try:
+        kept = pq.read_table(out, columns=["id"])["id"].to_numpy()
+        answer = json.loads(process.output.splitlines()[-1])
+        stages = {str(name): float(value) for name, value in answer["stages"].items()}
+        settings = str(answer["settings"])
+    except (OSError, pa.ArrowException, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        return f"its answer cannot be read: {error}"
+    return Done(
+        removed=_removed(kept, corpus.documents, peer),
+        seconds=process.seconds,
+        cpu_seconds=process.cpu_seconds,
+        peak_bytes=process.peak_bytes(),
+        stages=stages,
+        settings=settings,
+    )
+
+
+def _removed(kept: npt.NDArray[np.int64], documents: int, peer: Peer) -> Mask:
+    """The mask of the documents that are not among ``kept``. Raises BenchmarkError for ids of no document, or twice."""
+    if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < documents:
+        raise BenchmarkError(f"{peer.name} keeps ids from {kept.min()} to {kept.max()} of {documents} documents")
+    removed = np.ones(documents, bool)
+    removed[kept] = False
+    if documents - int(removed.sum()) != len(kept):
+        raise BenchmarkError(f"{peer.name} keeps {len(kept)} ids, of which some are twice")
+    return removed
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def records(order: Order, corpus: Corpus, small: Corpus) -> Iterator[Record]:
+    """gpudedup, then every peer of ``order.peers``: measured on ``corpus``, judged on ``small``, or why not."""
+    assert order.peers is not None
+    folder = order.folder / "peers"
+    folder.mkdir(exist_ok=True)
+    order.tell(f"exact pairs of {small.documents} documents")
+    judge = Judge(small.documents, _exact_pairs(small))
+    found: list[Record] = []
+    for peer in (GPUDEDUP, *PEERS):
+        found.append(_record(peer, order, corpus, small, judge, folder))
+        yield found[-1]
+    yield from _against_best(found, order)
+
+
+def _exact_pairs(corpus: Corpus) -> Pairs:
+    texts = (batch["text"] for file in corpus.files for batch in pq.ParquetFile(file).iter_batches(columns=["text"]))
+    return similar_pairs(shingle_sets(texts, Params(threshold=THRESHOLD)), round(THRESHOLD * PPM))
+
+
+def _record(peer: Peer, order: Order, corpus: Corpus, small: Corpus, judge: Judge, folder: Path) -> Record:
+    assert order.peers is not None
+    case = f"peers, {corpus.name}"
+    python = Path(sys.executable) if peer is GPUDEDUP else python_of(order.peers, peer)
+    version = installed_version(python, peer)
+    fields = {"program": peer.name, "version": version or "not installed", "device": "cpu", "seed": order.seed}
+    if peer.gpu:
+        fields["device"] = "cuda"
+    timeout = TIMEOUT / 10 if order.quick else TIMEOUT
+
+    def cannot(why: str) -> Record:
+        return new_record("quality", case, **fields, corpus=corpus.text, cannot=why)
+
+    without = no_gpu() if peer.gpu else None
+    if without:
+        return cannot(without)
+    if version is None:
+        return cannot(f"not installed: gpudedup bench peers --install {order.peers.name} {peer.folder}")
+    order.tell(f"{peer.name} {version} on {small.documents} documents")
+    judged = run_peer(peer, python, small, folder, order.workers, timeout)
+    if isinstance(judged, str):
+        return cannot(judged)
+    given = corpus.first(SLOW_BYTES) if peer.slow else corpus
+    runs: list[Done] = []
+    for _ in range(1 if peer.slow else order.repeat):
+        order.tell(f"{peer.name} {version} on {given.documents} documents")
+        one = run_peer(peer, python, given, folder, order.workers, timeout)
+        if isinstance(one, str):
+            return cannot(one)
+        runs.append(one)
+    spread, cpu = Spread.of([run.seconds for run in runs]), median(run.cpu_seconds for run in runs)
+    stages = {f"{name}_seconds": median(run.stages.get(name, 0.0) for run in runs) for name in runs[0].stages}
+    return new_record(
+        "quality",
+        case,
+        **fields,
+        corpus=given.text,
+        parameters={
+            "threshold": THRESHOLD,
+            "shingle": "word:5",
+            "num_perm": 128,
+            "workers": order.workers,
+            "how": runs[0].settings,
+            "judged_documents": small.documents,
+        },
+        clock="a process from start to end: Parquet files to the ids that stay",
+        checked="ids are of the corpus, none twice; removals of a small corpus of the same kind against exact pairs",
+        repeats=len(runs),
+        seconds=spread,
+        cpu_seconds=cpu,
+        peak_bytes=max(run.peak_bytes for run in runs),
+        figures={
+            "text_megabytes_per_second": given.text_bytes / 1e6 / spread.median,
+            "text_megabytes_per_cpu_second": given.text_bytes / 1e6 / max(cpu, 1e-3),
+            **judge.figures(judged.removed),
+            **stages,
+        },
+    )
+
+
+def _against_best(found: Sequence[Record], order: Order) -> Iterator[Record]:
+    """How many times gpudedup's speed is that of the fastest peer and of rensa, and its memory that of the leanest."""
+    ours, *others = found
+    done = [one for one in others if one.cannot is None and one.device == "cpu"]
+    if ours.cannot is not None or not done:
+        return
+    rate = {one.program: one.figures["text_megabytes_per_second"] for one in done}
+    own_rate = ours.figures["text_megabytes_per_second"]
+    fastest = max(rate, key=lambda name: rate[name])
+    figures = {"speed_over_fastest_ratio": own_rate / rate[fastest]}
+    if "rensa" in rate:
+        figures["speed_over_rensa_ratio"] = own_rate / rate["rensa"]
+    parameters: dict[str, str] = {"fastest": fastest}
+    whole = {one.program: one.peak_bytes for one in done if one.corpus == ours.corpus and one.peak_bytes}
+    if whole and ours.peak_bytes:
+        leanest = min(whole, key=lambda name: whole[name])
+        parameters["leanest"] = leanest
+        figures["memory_over_leanest_ratio"] = ours.peak_bytes / whole[leanest]
+    yield new_record(
+        "quality",
+        f"{ours.case}: gpudedup over the best of them",
+        device="cpu",
+        seed=order.seed,
+        corpus=ours.corpus,
+        parameters=parameters,
+        checked="from the records of this run",
+        figures=figures,
+    )

@@ -1,0 +1,370 @@
+"""Figures of quality against brute force and theory; peers run, judged, or listed with the reason why not."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from gpudedup.bench import quality
+from gpudedup.bench.peers import environments, run
+from gpudedup.bench.peers.environments import GPUDEDUP, Peer
+from gpudedup.bench.quality import Judge
+from gpudedup.bench.record import Record, to_line
+from gpudedup.bench.suites import Device, Order
+from gpudedup.bench.suites.quality import suite
+from gpudedup.bench.truth import Pairs
+from gpudedup.errors import BenchmarkError, OutputError, ParameterError
+from gpudedup.params import Banding
+
+# ------------------------------------------------------------------------------------------------ against brute force
+
+DOCUMENTS = 9
+EDGES = list(itertools.combinations(range(DOCUMENTS), 2))
+
+
+def pairs_of(edges: set[tuple[int, int]]) -> Pairs:
+    ordered = sorted(edges, key=lambda edge: (edge[1], edge[0]))
+    i, j = (np.array([edge[side] for edge in ordered], np.int32) for side in (0, 1))
+    return Pairs(i, j, np.full(len(i), 9, np.int32), np.full(len(i), 10, np.int32))
+
+
+def greedy(edges: set[tuple[int, int]], among: set[int]) -> set[int]:
+    """What spec 11 removes of some documents."""
+    kept: set[int] = set()
+    for document in sorted(among):
+        if not any((other, document) in edges for other in kept):
+            kept.add(document)
+    return among - kept
+
+
+@given(st.sets(st.sampled_from(EDGES)), st.sets(st.integers(0, DOCUMENTS - 1)))
+@settings(max_examples=300, deadline=None)
+def test_removals_are_judged_as_by_brute_force(edges: set[tuple[int, int]], removed: set[int]) -> None:
+    everything = set(range(DOCUMENTS))
+    exact, stay = greedy(edges, everything), everything - removed
+    mask = np.isin(np.arange(DOCUMENTS), list(removed))
+    judge = Judge(DOCUMENTS, pairs_of(edges))
+    assert set(np.flatnonzero(judge.exact).tolist()) == exact
+
+    both, found_alone, wanted_alone = judge.agreement(mask)
+    assert (both, found_alone, wanted_alone) == (len(removed & exact), len(removed - exact), len(exact - removed))
+    false = {d for d in removed if not any((min(d, s), max(d, s)) in edges for s in stay)}
+    assert judge.false_removals(mask) == len(false)
+
+    found = judge.figures(mask)
+    precision = 1 - len(false) / len(removed) if removed else 1.0
+    recall = 1 - len(greedy(edges, stay)) / len(exact) if exact else 1.0
+    assert found["lenient_precision_share"] == pytest.approx(precision)
+    assert found["lenient_recall_share"] == pytest.approx(recall)
+    assert found["lenient_f1_share"] == pytest.approx(
+        2 * precision * recall / (precision + recall) if precision + recall else 0
+    )
+    assert found["removed_count"] == len(removed)
+    assert found["exact_removed_count"] == len(exact)
+
+
+LABELS = st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), min_size=1, max_size=12)
+
+
+@given(LABELS)
+@settings(max_examples=300, deadline=None)
+def test_labels_are_compared_as_by_brute_force(rows: list[tuple[int, int]]) -> None:
+    clusters, labels = (np.array([row[side] for row in rows]) for side in (0, 1))
+    found = quality.label_figures(clusters, labels)
+    known = [row for row in rows if row[1] >= 0]
+    every = list(itertools.combinations(known, 2))
+    ours = {n for n, (a, b) in enumerate(every) if a[0] == b[0]}
+    wanted = {n for n, (a, b) in enumerate(every) if a[1] == b[1]}
+    assert found["label_precision_share"] == (len(ours & wanted) / len(ours) if ours else 1)
+    assert found["label_recall_share"] == (len(ours & wanted) / len(wanted) if wanted else 1)
+    # the adjusted Rand index in the form of Hubert and Arabie over the table of pairs: a, b, c, d
+    a, b, c = len(ours & wanted), len(ours - wanted), len(wanted - ours)
+    d = len(every) - a - b - c
+    below = (a + b) * (b + d) + (a + c) * (c + d)
+    expected = 2 * (a * d - b * c) / below if below else 1.0
+    assert found["adjusted_rand_index"] == pytest.approx(expected)
+
+
+def test_known_adjusted_rand_index() -> None:
+    # 15 pairs; together: 2 in both, 6 in the one, 3 in the other; chance 6 * 3 / 15
+    found = quality.label_figures(np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 1, 2, 2]))
+    assert found["adjusted_rand_index"] == pytest.approx((2 - 1.2) / (4.5 - 1.2))
+
+
+def test_a_source_is_lost_when_none_of_its_documents_stays() -> None:
+    sources = np.array([0, 0, 1, 1, 2, -1])
+    assert quality.sources_lost(sources, np.array([True, True, True, False, True, True])) == 2
+    assert quality.sources_lost(sources, np.zeros(6, bool)) == 0
+
+
+def test_unproven_removals_are_counted() -> None:
+    pairs = pairs_of({(0, 2), (1, 3), (2, 3)})
+    good = np.array([2, 3]), np.array([0, 1]), np.array([0.9, 0.9])
+    assert quality.unproven(pairs, *good) == 0
+    assert quality.unproven(pairs, good[0], good[1], np.array([0.9, 0.8])) == 1  # not its similarity
+    assert quality.unproven(pairs, np.array([2, 3]), np.array([1, 1]), good[2]) == 1  # no similar pair
+    assert quality.unproven(pairs, np.array([2, 3]), np.array([0, 2]), good[2]) == 1  # a keeper that goes
+    assert quality.unproven(pairs_of(set()), *good) == 2
+
+
+def test_recall_by_similarity_is_that_of_the_pairs_and_the_theory() -> None:
+    similarity = np.array([0.501, 0.519, 0.9, 0.91, 1.0, 1.0])
+    found = quality.recall_by_similarity(similarity, np.array([1, 0, 1, 1, 1, 1], bool), Banding(18, 7))
+    assert found.pairs.tolist() == [2, 2, 2]
+    assert found.found.tolist() == [1, 2, 2]
+    curves = found.curves()
+    assert curves["similarity"] == pytest.approx([0.51, 0.905, 1.0])
+    assert curves["recall"] == [0.5, 1.0, 1.0]
+    chance = [1 - (1 - s**7) ** 18 for s in similarity.tolist()]
+    assert curves["theory"] == pytest.approx([sum(chance[k : k + 2]) / 2 for k in (0, 2, 4)])
+
+
+def test_recall_follows_the_theory_on_drawn_candidates() -> None:
+    rng = np.random.default_rng(3)
+    similarity = rng.uniform(0.3, 1.0, 200_000)
+    lanes = (rng.random((200_000, 8)) < similarity[:, None]).reshape(-1, 4, 2)  # 4 bands of 2: each lane agrees or not
+    found = quality.recall_by_similarity(similarity, lanes.all(axis=2).any(axis=1), Banding(4, 2))
+    spread = np.sqrt(found.theory * (1 - found.theory) / found.pairs)
+    assert (np.abs(found.found / found.pairs - found.theory) <= 5 * spread + 1e-9).all()
+
+
+# ------------------------------------------------------------------------------------------------------------ the suite
+
+
+def order(folder: Path, **options: object) -> Order:
+    settings: dict[str, object] = {"devices": (Device("cpu"),), "quick": True, "text_bytes": 300_000, "repeat": 1}
+    return Order(folder=folder, **{**settings, **options})  # type: ignore[arg-type]
+
+
+def test_the_suite_on_next_to_nothing(tmp_path: Path) -> None:
+    (record,) = suite(order(tmp_path))
+    assert record.case == "removals of mixed at t = 0.8"
+    assert record.figures["false_removals_count"] == 0
+    assert record.figures["precision_share"] > 0.9
+    assert record.figures["exact_removed_count"] > 5
+    assert 0 < record.figures["label_recall_share"] <= 1
+    assert set(record.curves) == {"similarity", "recall", "theory", "pairs"}
+    to_line(record)
+
+
+def test_files_of_a_user_are_sets_with_their_labels_and_sources(tmp_path: Path) -> None:
+    text = " ".join(f"word{k}" for k in range(60))
+    body, label = [text, text + " more", "other", None], ["a", "a", "b", None]
+    rows = {"body": body, "label": label, "source": ["x", "y", "y", "z"]}
+    pq.write_table(pa.table(rows), tmp_path / "one.parquet")
+    (tmp_path / "two.jsonl").write_text(json.dumps({"body": text}) + "\n" + json.dumps({"body": text.upper()}) + "\n")
+    inputs = (str(tmp_path / "one.parquet"), str(tmp_path / "two.jsonl"))
+    one, two, both = suite(order(tmp_path / "work", inputs=inputs, text_column="body"))
+    assert (one.case, two.case) == ("removals of one at t = 0.8", "removals of two at t = 0.8")
+    assert one.corpus is not None
+    assert one.corpus.documents == 4
+    assert one.figures["label_f1_share"] == 1
+    assert one.figures["sources_lost_count"] == 0  # y has another document
+    assert "label_f1_share" not in two.figures
+    assert both.figures["f1_share"] == 1
+    assert both.figures["promised_recall_share"] == 0.95
+
+
+def test_a_wrong_removal_stops_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpudedup.bench.suites import quality as own
+
+    real = own._run
+
+    def wrong(*arguments: object, **options: object) -> object:
+        result = real(*arguments, **options)  # type: ignore[arg-type]
+        if "verify" not in options:
+            table = result.removed
+            result.__dict__["removed"] = table.set_column(
+                table.schema.get_field_index("similarity"), "similarity", pa.array([0.5] * len(table))
+            )
+        return result
+
+    monkeypatch.setattr(own, "_run", wrong)
+    with pytest.raises(BenchmarkError, match="are not what they say"):
+        list(suite(order(tmp_path)))
+
+
+# ----------------------------------------------------------------------------------------------------------- the peers
+
+PROGRAM = """
+import peer
+{before}
+def run(files, workers, seconds):
+    with peer.Clock(seconds, "all"):
+        ids = [i for place in peer.row_groups(files) for i in peer.read_group(place)[0]]
+    {then}
+    return ids, "as told"
+peer.main(run)
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of programs that stand for peers, beside the real peer.py, and an environment that has them."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    (folder / "peer.py").write_text((environments.HERE / "peer.py").read_text())
+    monkeypatch.setattr(Peer, "program", property(lambda peer: folder / f"{peer.module}.py"))
+    _environment(tmp_path / "peers" / "numpy")
+    return folder
+
+
+def _environment(folder: Path) -> None:
+    """One that has what the tests have."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+
+
+def corpus(folder: Path) -> run.Corpus:
+    folder.mkdir()
+    text = " ".join(f"word{k}" for k in range(60))
+    for part, (first, texts) in enumerate([(0, [text, text + " more", "other text"]), (3, ["that is all there is"])]):
+        ids = list(range(first, first + len(texts)))
+        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"part-{part:05}.parquet")
+    return run.corpus_of(folder, "tiny")
+
+
+def table(tmp_path: Path, *peers: Peer, **options: object) -> dict[str, Record]:
+    given = corpus(tmp_path / "corpus")
+    own = order(tmp_path, peers=tmp_path / "peers", **options)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patched:
+        patched.setattr(run, "PEERS", peers)
+        patched.setattr(run, "GPUDEDUP", Peer("first", "numpy", "all", environment="numpy"))
+        return {f"{one.case}/{one.program}": one for one in run.records(own, given, given)}
+
+
+def peer(name: str, module: str, **options: object) -> Peer:
+    return Peer(name, "numpy", module, environment="numpy", **options)  # type: ignore[arg-type]
+
+
+def test_every_peer_is_in_the_table_with_figures_or_a_reason(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
+    (programs / "good.py").write_text(PROGRAM.format(before="", then="ids.remove(1)"))
+    (programs / "fails.py").write_text(PROGRAM.format(before="", then="raise MemoryError('no room for the index')"))
+    (programs / "dies.py").write_text(PROGRAM.format(before="import os", then="os.kill(os.getpid(), 9)"))
+    (programs / "hangs.py").write_text(PROGRAM.format(before="import time", then="time.sleep(60)"))
+    (programs / "silent.py").write_text("print('no JSON')")
+    monkeypatch.setattr(run, "TIMEOUT", 60.0)
+    names = ("good", "fails", "dies", "silent")
+    absent = Peer("absent", "no-such-package-here", "good")
+    found = table(tmp_path, *(peer(name, name) for name in names), absent, peer("cuda", "good", gpu=True))
+    of = {name: found[f"peers, tiny/{name}"] for name in ("first", *names, "absent", "cuda")}
+
+    good = of["good"]
+    assert good.cannot is None
+    assert good.version == np.__version__
+    assert good.figures["f1_share"] == 1
+    assert good.figures["removed_count"] == 1
+    assert good.figures["text_megabytes_per_second"] > 0
+    assert good.seconds is not None
+    assert good.peak_bytes
+    assert good.parameters["how"] == "as told"
+    assert of["first"].figures["f1_share"] == 0  # it removes nothing
+    assert "no room for the index" in (of["fails"].cannot or "")
+    assert "SIGKILL" in (of["dies"].cannot or "")
+    assert "cannot be read" in (of["silent"].cannot or "")
+    assert "gpudedup bench peers --install" in (of["absent"].cannot or "")
+    if environments.no_gpu():
+        assert "needs an NVIDIA GPU" in (of["cuda"].cannot or "")
+    best = found["peers, tiny: gpudedup over the best of them/gpudedup"]
+    assert best.parameters["fastest"] == "good"
+    assert best.figures["speed_over_fastest_ratio"] == pytest.approx(
+        of["first"].figures["text_megabytes_per_second"] / good.figures["text_megabytes_per_second"]
+    )
+    for record in found.values():
+        to_line(record)
+
+
+def test_a_peer_that_takes_too_long_is_stopped(programs: Path, tmp_path: Path) -> None:
+    (programs / "hangs.py").write_text(PROGRAM.format(before="import time", then="time.sleep(60)"))
+    python = environments.python_of(tmp_path / "peers", peer("hangs", "hangs"))
+    answer = run.run_peer(peer("hangs", "hangs"), python, corpus(tmp_path / "corpus"), tmp_path, 1, 1.0)
+    assert answer == "not done after 1 s"
+
+
+@pytest.mark.parametrize("then", ["ids[0] = 7", "ids.append(0)", "ids[0] = -1"])
+def test_ids_that_are_none_are_an_error(then: str, programs: Path, tmp_path: Path) -> None:
+    (programs / "odd.py").write_text(PROGRAM.format(before="", then=then))
+    python = environments.python_of(tmp_path / "peers", peer("odd", "odd"))
+    with pytest.raises(BenchmarkError, match="odd keeps"):
+        run.run_peer(peer("odd", "odd"), python, corpus(tmp_path / "corpus"), tmp_path, 1, 60.0)
+
+
+def test_gpudedup_does_the_job_of_the_peers(tmp_path: Path) -> None:
+    given = corpus(tmp_path / "corpus")
+    done = run.run_peer(GPUDEDUP, Path(sys.executable), given, tmp_path, 1, 60.0)
+    assert not isinstance(done, str), done
+    assert done.removed.tolist() == [False, True, False, False]
+    assert done.peak_bytes > 1_000_000
+
+
+def test_slow_peers_get_the_first_files(tmp_path: Path) -> None:
+    given = corpus(tmp_path / "corpus")
+    assert given.first(1).documents == 3
+    assert given.first(10**9) == given
+    assert given.text_bytes == given.first(1).text_bytes + len("that is all there is")
+
+
+# ------------------------------------------------------------------------------------------------------ environments
+
+
+def test_an_environment_that_pip_cannot_fill_is_said_and_the_others_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers = (Peer("bad", "no-such-package-here", "rensa_peer"), peer("good", "rensa_peer"))
+    monkeypatch.setattr(environments, "PEERS", peers)
+    monkeypatch.setattr(environments.venv, "create", lambda folder, **_: _environment(Path(folder)))
+    tried: list[tuple[str, ...]] = []
+
+    def pip(python: Path, packages: tuple[str, ...]) -> None:
+        tried.append(packages)
+        raise BenchmarkError("ERROR: No matching distribution found")
+
+    monkeypatch.setattr(environments, "_pip", pip)
+    found = {one.name: answer for one, answer in environments.install(tmp_path / "peers")}
+    assert found == {
+        "bad": "cannot be installed: ERROR: No matching distribution found",
+        "good": np.__version__,  # it is there already
+    }
+    assert tried == [("pyarrow", "no-such-package-here")]
+    assert [one.name for one in environments.chosen(["good"])] == ["good"]
+    with pytest.raises(ParameterError, match="no peer 'other'"):
+        environments.chosen(["other"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        list(environments.install(tmp_path / "file" / "below"))
+
+
+def test_the_command_says_every_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import typer
+
+    from gpudedup.bench.peers.command import peers
+
+    one = Peer("rensa", "rensa", "rensa_peer")
+    monkeypatch.setattr(environments, "install", lambda *_: iter([(one, "0.5.0"), (one, "cannot be installed: why")]))
+    app = typer.Typer()
+    app.command()(peers)
+    done = CliRunner().invoke(app, ["--install", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "rensa: 0.5.0" in done.output
+    assert "rensa: cannot be installed: why" in done.output
+
+
+def test_programs_of_peers_are_there_and_compile() -> None:
+    for one in (GPUDEDUP, *environments.PEERS):
+        compile(one.program.read_text(), str(one.program), "exec")
