@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import io
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,9 @@ from gpudedup.store.stopping import checkpoint
 
 TEMPORARY = ".gpudedup-"
 """What temporary names begin with; a leading dot keeps them out of directories that are read as input."""
+
+LOOK_SECONDS = 0.01
+"""Between two looks at a directory that another process has locked."""
 
 
 @contextlib.contextmanager
@@ -166,3 +171,29 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, *, exclusive: bool, patience_seconds: float = 0.0) -> Iterator[bool]:
+    """Whether no other process has the directory locked; then none gets it before the block ends.
+
+    The system drops the lock when a process ends. Where a file system has no locks, the answer is yes.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _is_locked_now(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, patience_seconds)
+    finally:
+        os.close(handle)
+
+
+def _is_locked_now(handle: int, kind: int, patience_seconds: float) -> bool:
+    for _ in range(1 + round(patience_seconds / LOOK_SECONDS)):
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOOK_SECONDS if patience_seconds else 0)
+        except OSError:
+            return True
+        else:
+            return True
+    return False

@@ -7,6 +7,7 @@ on after its lock was taken over does harm to nothing but time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -15,12 +16,13 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
-from gpudedup.errors import LockedError, OutputError
-from gpudedup.store.atomic import output_errors, temporary_path
+from gpudedup.errors import ArtefactError, LockedError, OutputError
+from gpudedup.store import sealed
+from gpudedup.store.atomic import locked_folder, output_errors, temporary_path
 from gpudedup.store.mirror import Mirror
 from gpudedup.store.run_directory import LOCK
 
@@ -37,6 +39,12 @@ PERIODS_WATCHED = 3
 
 MAX_PERIOD_SECONDS = 600.0
 
+LOOKS, LOOK_SECONDS = 8, 1.0
+"""As often a watched lock is looked at in a period, but not more seldom than every so many seconds."""
+
+PATIENCE_SECONDS = 1.0
+"""So long a process waits for another that is just changing the lock."""
+
 
 Tell = Callable[[str], None]
 """Called with a line for the user."""
@@ -50,7 +58,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """Who drives a run. ``beat`` counts up; clocks of other machines are never looked at."""
 
     token: str
-    host: str
+    host: Annotated[str, msgspec.Meta(max_length=255)]
     pid: int
     period_seconds: float
     beat: int
@@ -64,6 +72,12 @@ def owner_of(data: bytes | None) -> Owner | None:
         return None
 
 
+def is_of(data: bytes | None, token: str) -> bool:
+    """Whether a lock is held by the owner with this token."""
+    owner = owner_of(data)
+    return owner is not None and owner.token == token
+
+
 class LockFile(Protocol):
     """Where the lock lies."""
 
@@ -71,11 +85,15 @@ class LockFile(Protocol):
     """Of the run."""
     period_seconds: float
 
-    def read(self) -> bytes | None: ...
+    def read(self) -> bytes | None:
+        """None if it is not there. Raises ArtefactError for what no driver writes."""
+
     def create(self, data: bytes) -> bool:
         """False if it is there already."""
 
-    def replace(self, data: bytes) -> None: ...
+    def replace(self, token: str, data: bytes) -> bool:
+        """Write the lock anew if its owner has this token; False if it has not."""
+
     def take_away(self, seen: bytes) -> None:
         """Delete the lock that has these bytes, and no other."""
 
@@ -89,12 +107,13 @@ class LocalLockFile:
         self.name, self._path = str(directory), directory / LOCK
 
     def read(self) -> bytes | None:
-        """At most ``MAX_BYTES``; a link is read as no lock."""
+        """Raises ArtefactError for a link, what is no file, and more than ``MAX_BYTES``."""
         try:
-            with open(os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                return file.read(MAX_BYTES)
-        except OSError:
-            return None
+            return sealed.read_bytes(self._path, MAX_BYTES)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):  # of the second tells NFS when it was replaced
+                return None
+            raise ArtefactError(f"cannot read {self._path}: {error.strerror}") from error
 
     def create(self, data: bytes) -> bool:
         """Raises OutputError if the directory cannot be written."""
@@ -116,23 +135,29 @@ class LocalLockFile:
                     temporary.unlink()
         return True
 
-    def replace(self, data: bytes) -> None:
+    def replace(self, token: str, data: bytes) -> bool:
         """Raises OSError."""
         temporary = temporary_path(self._path.parent)  # not flushed: a crash ends the driver too
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, self._path)
+            with self._alone():
+                if not is_of(self.read(), token):
+                    return False
+                os.replace(temporary, self._path)
+                return True
         finally:
             temporary.unlink(missing_ok=True)
 
     def take_away(self, seen: bytes) -> None:
-        """If another taker was faster and made its own, that is put back."""
-        aside = temporary_path(self._path.parent)
-        with contextlib.suppress(OSError):
-            os.replace(self._path, aside)
-            if aside.read_bytes() != seen:
-                os.link(aside, self._path)
-            aside.unlink()
+        with contextlib.suppress(OSError, ArtefactError), self._alone():
+            if self.read() == seen:
+                self._path.unlink()
+
+    def _alone(self) -> contextlib.AbstractContextManager[bool]:
+        """Nobody else takes the lock away or writes it anew, where the file system has locks, unless a process that
+        stands still has it locked.
+        """
+        return locked_folder(self._path.parent, exclusive=True, patience_seconds=PATIENCE_SECONDS)
 
 
 class RemoteLockFile:
@@ -144,8 +169,8 @@ class RemoteLockFile:
         self.name, self._mirror = mirror.name, mirror
 
     def read(self) -> bytes | None:
-        """Raises OutputError where the store cannot be reached."""
-        return self._mirror.read(LOCK)
+        """Raises OutputError where the store cannot be reached, ArtefactError for more than ``MAX_BYTES``."""
+        return self._mirror.read(LOCK, MAX_BYTES)
 
     def create(self, data: bytes) -> bool:
         """Waits a moment to see whether another one wrote it too."""
@@ -155,19 +180,23 @@ class RemoteLockFile:
         time.sleep(SETTLING_SECONDS)
         return self.read() == data
 
-    def replace(self, data: bytes) -> None:
-        """Raises OutputError."""
+    def replace(self, token: str, data: bytes) -> bool:
+        """Nearly, too. Raises OutputError."""
+        if not is_of(self.read(), token):
+            return False
         self._mirror.write(LOCK, data)
+        return True
 
     def take_away(self, seen: bytes) -> None:
         """Nearly: between looking and deleting another may have come."""
-        with contextlib.suppress(OutputError):
+        with contextlib.suppress(OutputError, ArtefactError):
             if self.read() == seen:
                 self._mirror.remove(LOCK)
 
 
 class Lock:
     """Held as a context manager. Raises LockedError if another driver is alive; it watches for up to three periods.
+    Raises ArtefactError for a lock that no driver writes, OutputError if none can be written.
 
     tell: called with a line when it begins to watch another driver's lock.
     """
@@ -227,9 +256,9 @@ class Lock:
         who = f"{owner.host}, process {owner.pid}" if owner else "an unknown process"
         seconds = PERIODS_WATCHED * period
         self._tell(f"{self._file.name} was driven by {who}; watching for {seconds:g} s whether it lives")
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            time.sleep(min(0.2, period / 4))
+        step = min(LOOK_SECONDS, period / LOOKS)
+        for _ in range(round(seconds / step)):  # not until a time: both may have stood still, and then this would win
+            time.sleep(step)
             now = self._file.read()
             if now is None:
                 return
@@ -242,10 +271,8 @@ class Lock:
     def _beat(self) -> None:
         while not self._released.wait(self._file.period_seconds):
             with contextlib.suppress(Exception):  # a full disk or no network: no beat, no harm
-                owner = owner_of(self._file.read())
-                if owner is None or owner.token != self._owner.token:
+                next_beat = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
+                if not self._file.replace(self._owner.token, msgspec.json.encode(next_beat)):
                     self._lost = True
                     return
-                next_beat = msgspec.structs.replace(self._owner, beat=self._owner.beat + 1)
-                self._file.replace(msgspec.json.encode(next_beat))
                 self._owner = next_beat

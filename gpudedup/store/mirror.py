@@ -94,17 +94,22 @@ class Mirror:
         self._insist(work, f"delete {folder} of")
         self._absent = {name for name in self._absent if not name.startswith(f"{folder}/")}
 
-    def read(self, name: str) -> bytes | None:
-        """The bytes that a small file has on the store now; None if it is not there. Raises OutputError."""
+    def read(self, name: str, limit_bytes: int) -> bytes | None:
+        """The bytes that a small file has on the store now; None if it is not there. Raises ArtefactError for more than
+        ``limit_bytes``, OutputError.
+        """
 
         def work() -> bytes | None:
             try:
                 with self._filesystem.open_input_stream(f"{self._root}/{name}") as file:
-                    return bytes(file.read(manifests.MAX_BYTES))
+                    return bytes(file.read(limit_bytes + 1))
             except FileNotFoundError:
                 return None
 
-        return self._insist(work, f"read {name} of")
+        data = self._insist(work, f"read {name} of")
+        if data is not None and len(data) > limit_bytes:
+            raise ArtefactError(f"{self.name}/{name} has more than the {limit_bytes} bytes that it can have; delete it")
+        return data
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file, as a whole. Raises OutputError."""
@@ -123,7 +128,7 @@ class Mirror:
     def check_current(self) -> None:
         """Raise LockedError if another process went on with the run since it was pulled."""
         path = self.local / manifests.NAME
-        if self.read(manifests.NAME) != (path.read_bytes() if path.exists() else None):
+        if self.read(manifests.NAME, manifests.MAX_BYTES) != (path.read_bytes() if path.exists() else None):
             raise LockedError(f"{self.name} was changed by another process in the meantime; start this again")
 
     def _pull(self) -> None:

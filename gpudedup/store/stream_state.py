@@ -7,7 +7,6 @@ manifest names no paths, and a new state leaves the files of the one that it rep
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import stat
@@ -32,7 +31,15 @@ from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Fingerprint
 from gpudedup.params import SPEC
 from gpudedup.store import sealed
-from gpudedup.store.atomic import TEMPORARY, HashedFile, atomic_file, output_errors, sync_folder, temporary_path
+from gpudedup.store.atomic import (
+    TEMPORARY,
+    HashedFile,
+    atomic_file,
+    locked_folder,
+    output_errors,
+    sync_folder,
+    temporary_path,
+)
 from gpudedup.store.manifest import checksum
 
 FORMAT = 1
@@ -135,7 +142,7 @@ def write_state(
         raise OutputError(f"{folder} exists and is not a directory; choose another name")
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, exclusive=True) as free, _NewState(folder, made) as new:
+        with locked_folder(folder, exclusive=True) as free, _NewState(folder, made) as new:
             if not free:
                 raise LockedError(f"another process reads or writes the saved stream in {folder}; wait for it to end")
             _require_state_or_nothing(folder)
@@ -151,26 +158,6 @@ def write_state(
                 artefacts=new.artefacts,
             )
             new.commit(sealed.seal(manifest))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, *, exclusive: bool) -> Iterator[bool]:
-    """Whether no other process has the directory locked; then none gets it before the block ends.
-
-    The system drops the lock when a process ends. Where a file system has no locks, the answer is yes.
-    """
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        free = True
-        try:
-            fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            free = False
-        except OSError:
-            pass
-        yield free
-    finally:
-        os.close(handle)
 
 
 def _require_state_or_nothing(folder: Path) -> None:
@@ -311,7 +298,7 @@ class SavedStream:
         folder = Path(path)
         with contextlib.ExitStack() as stack:
             try:
-                free = stack.enter_context(_locked(folder, exclusive=False))
+                free = stack.enter_context(locked_folder(folder, exclusive=False))
             except (OSError, ValueError) as error:
                 raise ArtefactError(f"{str(folder)!r} holds no saved stream: {say(error)}") from error
             if not free:
