@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import gpudedup
 from gpudedup.bench import quality
 from gpudedup.bench.peers import environments, run
 from gpudedup.bench.peers.environments import GPUDEDUP, Peer
@@ -192,6 +195,27 @@ def test_a_wrong_removal_stops_the_suite(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(own, "_run", wrong)
     with pytest.raises(BenchmarkError, match="are not what they say"):
         list(suite(order(tmp_path)))
+
+
+LARGE = os.environ.get("GPUDEDUP_TEST_DATA")
+
+
+@pytest.mark.large
+@pytest.mark.skipif(not LARGE, reason="GPUDEDUP_TEST_DATA does not name a folder with larger sets")
+@pytest.mark.parametrize("options", [{"threshold": 0.5, "shingle": "word:3"}, {}], ids=["published", "default"])
+def test_planted_copies_of_a_published_experiment_are_found(options: dict[str, Any]) -> None:
+    """McCormick, MinHash Tutorial with Python Code (2015), on the 2,500 articles of his repository: 20 planted copies,
+    found by word 3-shingles with J > 0.5."""
+    path = Path(LARGE or "") / "en_articles_plagiarised.parquet"
+    if not path.exists():
+        pytest.skip(f"{path.name} is not there")
+    articles = pq.read_table(path)
+    removed = gpudedup.deduplicate(articles, **options).removed
+    clusters = np.arange(len(articles))
+    clusters[removed["row"].to_numpy()] = removed["keeper_row"].to_numpy()
+    _, labels = np.unique(articles["cluster"].to_pylist(), return_inverse=True)
+    assert len(removed) == 20
+    assert quality.label_figures(clusters, labels)["adjusted_rand_index"] == 1
 
 
 # ----------------------------------------------------------------------------------------------------------- the peers

@@ -44,9 +44,12 @@ THRESHOLDS = (0.6, 0.7, 0.8, 0.9)
 SEEDS = 5
 RECALL_SEEDS = 2
 CURVE_FROM = 0.3
-"""Similarity at which the curve of recall begins, below every threshold."""
+"""Similarity at which the curve of recall begins; above twice QUALITY_BYTES of text it is the lowest threshold, since
+pairs of low similarity are many."""
 ENOUGH = 200
 """Removals that make a set's own share meaningful."""
+FILE_BYTES = 25_000_000
+"""Text of a file of the peers' corpora, at most: some peers share work out by files, others by row groups."""
 INPUT_BYTES = 200_000_000
 """Text of a file of the user's that is looked at, from its beginning: about what exact truth does in a few minutes."""
 LABELS = ("cluster", "label")
@@ -84,14 +87,14 @@ class Found:
         self.similar += other.similar
         self.candidate += other.candidate
 
-    def figures(self, threshold: float) -> dict[str, float]:
+    def figures(self, threshold: float, seeds: int) -> dict[str, float]:
         similarity, candidate = _joined(self.similar), _joined(self.candidate).astype(bool)
         reach = similarity >= threshold
         found, wanted = int((candidate & reach).sum()), int(reach.sum())
         return {
             **pooled(self.removals).figures(),
             "candidates_recall_share": found / wanted if wanted else 1.0,
-            "similar_pairs_count": wanted / max(1, len(self.similar)),
+            "similar_pairs_count": wanted / min(seeds, RECALL_SEEDS),
         }
 
     def curve(self, params: Params) -> Recall:
@@ -116,7 +119,7 @@ def suite(order: Order) -> Iterator[Record]:
         for one in sets:
             order.tell(f"exact pairs of {one.name}, {len(one.texts)} documents")
             try:
-                truth = _Truth(one)
+                truth = _Truth(one, CURVE_FROM if one.text.text_bytes <= 2 * QUALITY_BYTES else thresholds[0])
             except InputError as error:
                 yield _record(order, device, f"removals of {one.name}", one.text, cannot=str(error))
                 continue
@@ -141,7 +144,7 @@ def suite(order: Order) -> Iterator[Record]:
             if not whole[threshold].removals:
                 continue
             params = Params(threshold=threshold)
-            figures = {**whole[threshold].figures(threshold), "promised_recall_share": params.recall}
+            figures = {**whole[threshold].figures(threshold, seeds), "promised_recall_share": params.recall}
             parameters: dict[str, Any] = {"threshold": threshold, "seeds": seeds, "sets": len(sets)}
             if threshold in worst:
                 figures["least_f1_share"], parameters["least_f1_set"] = worst[threshold]
@@ -166,10 +169,10 @@ def _record(order: Order, device: Device, case: str, text: Text | None, **fields
 class _Truth:
     """The exact pairs of a set, and what runs find of them."""
 
-    def __init__(self, one: Set) -> None:
+    def __init__(self, one: Set, lowest: float) -> None:
         self.set = one
         params = Params()
-        self.pairs = similar_pairs(shingle_sets(one.texts.chunks, params), round(CURVE_FROM * PPM))
+        self.pairs = similar_pairs(shingle_sets(one.texts.chunks, params), round(lowest * PPM))
         first = _first_of_content(one.texts, params)
         own = np.arange(len(first))
         self.of_representatives = self.pairs.where((first == own)[self.pairs.i] & (first == own)[self.pairs.j])
@@ -204,7 +207,7 @@ class _Truth:
             "exact_removed_count": float(judge.exact.sum()),
             "promised_recall_share": Params(threshold=threshold).recall,
         }
-        return found, {**found.figures(threshold), **own, **means}
+        return found, {**found.figures(threshold, seeds), **own, **means}
 
     def _candidates(self, threshold: float, seed: int, device: Device, order: Order) -> np.ndarray[Any, Any]:
         """Of the pairs of representatives, those that are candidates in unbounded buckets."""
@@ -328,23 +331,23 @@ def _corpora(order: Order) -> tuple[Corpus, Corpus]:
         return corpus_of(folders[0], "given"), corpus_of(folders[1], "given")
     whole = min(order.text_bytes, 2 * QUICK_BYTES) if order.quick else order.text_bytes
     order.tell(f"a corpus of {whole / 1e6:.0f} MB, {order.mix}")
-    _make(folders[0], whole, order.mix, order.seed, order.workers)
-    _make(folders[1], small, order.mix, order.seed + 76, order.workers)
+    _make(folders[0], whole, order.mix, order.seed, order.workers, FILE_BYTES)
+    _make(folders[1], small, order.mix, order.seed + 76, order.workers, FILE_BYTES)
     return corpus_of(folders[0], order.mix), corpus_of(folders[1], order.mix)
 
 
-def _make(folder: Path, size: int, mix: str, seed: int, workers: int) -> None:
-    make_corpus(folder, text_bytes=size, mix_name=mix, seed=seed, processes=workers)
+def _make(folder: Path, size: int, mix: str, seed: int, workers: int, file_bytes: int = 128_000_000) -> None:
+    file_bytes = min(file_bytes, 1 + size // 8)
+    make_corpus(folder, text_bytes=size, mix_name=mix, seed=seed, processes=workers, shard_bytes=file_bytes)
 
 
 def _copy(folder: Path, order: Order, text_bytes: int) -> None:
-    """The user's files as a corpus that every peer can read: ids and UTF-8 text; what is no UTF-8 is replaced."""
+    """The user's files as a corpus that every peer can read: ids and UTF-8 text. What is no UTF-8 is replaced, and
+    documents without text are left out."""
     folder.mkdir()
-    schema = pa.schema([("id", pa.int64()), ("text", pa.large_string())])
     first = 0
-    with pq.ParquetWriter(folder / "part-00000.parquet", schema, compression="zstd") as writer:
-        for batch in _batches(list(order.inputs), [], order, text_bytes):
-            texts = [(text or b"").decode(errors="replace") for text in batch["text"].to_pylist()]
-            ids = np.arange(first, first + len(texts))
-            writer.write_table(pa.table([pa.array(ids), pa.array(texts, pa.large_string())], schema=schema))
-            first += len(texts)
+    for number, batch in enumerate(_batches(list(order.inputs), [], order, text_bytes)):
+        texts = [text.decode(errors="replace") for text in batch["text"].to_pylist() if text and not text.isspace()]
+        columns = {"id": np.arange(first, first + len(texts)), "text": pa.array(texts, pa.large_string())}
+        pq.write_table(pa.table(columns), folder / f"part-{number:05}.parquet", compression="zstd")
+        first += len(texts)
