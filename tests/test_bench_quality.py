@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import gpudedup
 from gpudedup.bench import quality
 from gpudedup.bench.peers import environments, run
-from gpudedup.bench.peers.environments import GPUDEDUP, Peer
+from gpudedup.bench.peers.environments import OURS, Peer
 from gpudedup.bench.quality import Judge
 from gpudedup.bench.record import Record, to_line
 from gpudedup.bench.suites import Device, Order
@@ -266,8 +266,8 @@ def table(tmp_path: Path, *peers: Peer, **options: object) -> dict[str, Record]:
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         patched.setattr(run, "PEERS", peers)
-        patched.setattr(run, "GPUDEDUP", Peer("first", "numpy", "all", environment="numpy"))
-        return {f"{one.case}/{one.program}": one for one in run.records(own, given, given)}
+        patched.setattr(run, "OURS", (peer("first", "all"), peer("lean", "all")))
+        return {f"{one.case}/{one.program}": one for one in run.records(own, run.Corpora(given, given, given))}
 
 
 def peer(name: str, module: str, **options: object) -> Peer:
@@ -331,17 +331,34 @@ def test_ids_that_are_none_are_an_error(then: str, programs: Path, tmp_path: Pat
 
 def test_gpudedup_does_the_job_of_the_peers(tmp_path: Path) -> None:
     given = corpus(tmp_path / "corpus")
-    done = run.run_peer(GPUDEDUP, Path(sys.executable), given, tmp_path, 1, 60.0)
-    assert not isinstance(done, str), done
-    assert done.removed.tolist() == [False, True, False, False]
-    assert done.peak_bytes > 1_000_000
+    for ours in OURS:
+        done = run.run_peer(ours, Path(sys.executable), given, tmp_path, 1, 60.0)
+        assert not isinstance(done, str), done
+        assert done.removed.tolist() == [False, True, False, False]
+        assert done.peak_bytes > 1_000_000
 
 
-def test_slow_peers_get_the_first_files(tmp_path: Path) -> None:
-    given = corpus(tmp_path / "corpus")
-    assert given.first(1).documents == 3
-    assert given.first(10**9) == given
-    assert given.text_bytes == given.first(1).text_bytes + len("that is all there is")
+def test_corpora_of_peers_from_files_of_a_user(tmp_path: Path) -> None:
+    from gpudedup.bench.suites.quality import _corpora
+
+    rows = [{"body": "one two three"}, {"body": None}, {"body": "  "}, {"body": "four five"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpora = _corpora(order(tmp_path, inputs=(str(tmp_path / "a.jsonl"),), text_column="body"))
+    assert corpora.whole.documents == 2  # some peers skip what has no text
+    assert corpora.whole.text_bytes == len("one two threefour five")
+    found = pq.read_table(corpora.whole.files[0])
+    assert found["id"].to_pylist() == [0, 1]
+    assert found["text"].to_pylist() == ["one two three", "four five"]
+
+
+def test_slow_peers_and_small_memory_stand_apart(programs: Path, tmp_path: Path) -> None:
+    (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
+    slow, own = peer("slow", "all", slow=True), peer("own", "all", own_words=True)
+    found = table(tmp_path, slow, own)
+    best = found["peers, tiny: gpudedup over the best of them/gpudedup"]
+    assert best.parameters["fastest_of_same_shingles"] == "slow"
+    lean, peaks = found["peers, tiny/lean"].peak_bytes, [found[f"peers, tiny/{n}"].peak_bytes for n in ("slow", "own")]
+    assert best.figures["memory_over_leanest_ratio"] == pytest.approx((lean or 0) / min(peak or 0 for peak in peaks))
 
 
 # ------------------------------------------------------------------------------------------------------ environments
@@ -390,5 +407,5 @@ def test_the_command_says_every_answer(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_programs_of_peers_are_there_and_compile() -> None:
-    for one in (GPUDEDUP, *environments.PEERS):
+    for one in (*OURS, *environments.PEERS):
         compile(one.program.read_text(), str(one.program), "exec")

@@ -29,7 +29,9 @@ class Peer:
     """Of another peer, whose environment it shares."""
     gpu: bool = False
     slow: bool = False
-    """It gets a part of a large corpus, and its rate is of that part."""
+    """Of a large corpus it gets a smaller one of the same kind."""
+    own_words: bool = False
+    """It cuts words in its own way, and makes one of a Chinese clause: of such text it has less to do than others."""
 
     @property
     def folder(self) -> str:
@@ -40,16 +42,17 @@ class Peer:
         return HERE / f"{self.module}.py"
 
 
-GPUDEDUP = Peer("gpudedup", "gpudedup", "gpudedup_peer")
-"""In the Python that runs this; measured in the same way as its peers."""
+OURS = (Peer("gpudedup", "gpudedup", "gpudedup_peer"), Peer("gpudedup, 256 MB", "gpudedup", "gpudedup_lean_peer"))
+"""In the Python that runs this, measured in the same way as their peers: the default, and with little memory."""
 
 PEERS = (
     Peer("rensa", "rensa", "rensa_peer"),
     Peer("rensa, all cores", "rensa", "rensa_all_cores_peer", environment="rensa"),
-    Peer("gaoya", "gaoya", "gaoya_peer"),
+    Peer("gaoya", "gaoya", "gaoya_peer", own_words=True),
+    Peer("gaoya, same shingles", "gaoya", "gaoya_same_shingles_peer", environment="gaoya"),
     Peer("fastsketchlsh", "fastsketchlsh", "fastsketchlsh_peer"),
     Peer("datasketch", "datasketch", "datasketch_peer", beside=("xxhash",), slow=True),
-    Peer("text-dedup", "text-dedup", "text_dedup_peer", slow=True),
+    Peer("text-dedup", "text-dedup", "text_dedup_peer", slow=True, own_words=True),
     Peer("datatrove", "datatrove", "datatrove_peer", beside=("regex", "tokenizers", "xxhash<4"), slow=True),
     Peer("nvtext", "cudf-cu12", "nvtext_peer", gpu=True),
     Peer("nemo-curator", "nemo-curator", "nemo_curator_peer", beside=("nemo-curator[text_cuda12]",), gpu=True),

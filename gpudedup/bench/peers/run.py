@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gpudedup.bench.measure import run_process
-from gpudedup.bench.peers.environments import GPUDEDUP, HERE, PEERS, Peer, installed_version, no_gpu, python_of
+from gpudedup.bench.peers.environments import HERE, OURS, PEERS, Peer, installed_version, no_gpu, python_of
 from gpudedup.bench.quality import Judge, Mask
 from gpudedup.bench.record import Record, Spread, Text, new_record
 from gpudedup.bench.suites import Order
@@ -32,7 +32,7 @@ THRESHOLD = 0.8
 TIMEOUT = 1800.0
 """Seconds that a peer gets for one run."""
 SLOW_BYTES = 100_000_000
-"""Text of the part that slow peers get, at least; the first files that hold it."""
+"""Text that slow peers get, at most."""
 QUALITY_BYTES = 20_000_000
 QUICK_BYTES = 1_000_000
 
@@ -49,17 +49,6 @@ class Corpus:
     @property
     def text(self) -> Text:
         return Text(name=self.name, documents=self.documents, text_bytes=self.text_bytes)
-
-    def first(self, text_bytes: int) -> Corpus:
-        """The first files with ``text_bytes`` or more of text, one at least; all if there is less."""
-        count = size = 0
-        documents = 0
-        for file in self.files:
-            if count and size >= text_bytes:
-                break
-            rows, more = _measured(file)
-            count, size, documents = count + 1, size + more, documents + rows
-        return Corpus(self.name, self.files[:count], documents, size)
 
 
 def corpus_of(folder: Path, name: str) -> Corpus:
@@ -101,7 +90,7 @@ def run_peer(peer: Peer, python: Path, corpus: Corpus, folder: Path, workers: in
     out, order = folder / "kept.parquet", folder / "order.json"
     out.unlink(missing_ok=True)
     order.write_text(json.dumps({"files": corpus.files, "out": str(out), "workers": workers}))
-    own = str(HERE.parents[2]) if peer is GPUDEDUP else ""
+    own = str(HERE.parents[2]) if peer in OURS else ""
     process = run_process(
         [str(python), str(peer.program), str(order)],
         environment={"PYTHONPATH": own, "TMPDIR": str(folder), "HF_HOME": str(folder / "hub")},
@@ -142,17 +131,26 @@ def _removed(kept: npt.NDArray[np.int64], documents: int, peer: Peer) -> Mask:
 # ---------------------------------------------------------------------------------------------------------- the table
 
 
-def records(order: Order, corpus: Corpus, small: Corpus) -> Iterator[Record]:
-    """gpudedup, then every peer of ``order.peers``: measured on ``corpus``, judged on ``small``, or why not."""
+@dataclass(frozen=True)
+class Corpora:
+    """Of one kind: what peers are timed on, what slow ones are timed on instead, and what all are judged on."""
+
+    whole: Corpus
+    part: Corpus
+    small: Corpus
+
+
+def records(order: Order, corpora: Corpora) -> Iterator[Record]:
+    """gpudedup, then every peer of ``order.peers``: measured and judged, or why not."""
     assert order.peers is not None
     folder = order.folder / "peers"
     folder.mkdir(exist_ok=True)
-    order.tell(f"exact pairs of {small.documents} documents")
-    judge = Judge(small.documents, _exact_pairs(small))
-    found: list[Record] = []
-    for peer in (GPUDEDUP, *PEERS):
-        found.append(_record(peer, order, corpus, small, judge, folder))
-        yield found[-1]
+    order.tell(f"exact pairs of {corpora.small.documents} documents")
+    judge = Judge(corpora.small.documents, _exact_pairs(corpora.small))
+    found: dict[Peer, Record] = {}
+    for peer in (*OURS, *PEERS):
+        found[peer] = _record(peer, order, order.peers, corpora, judge, folder)
+        yield found[peer]
     yield from _against_best(found, order)
 
 
@@ -161,10 +159,10 @@ def _exact_pairs(corpus: Corpus) -> Pairs:
     return similar_pairs(shingle_sets(texts, Params(threshold=THRESHOLD)), round(THRESHOLD * PPM))
 
 
-def _record(peer: Peer, order: Order, corpus: Corpus, small: Corpus, judge: Judge, folder: Path) -> Record:
-    assert order.peers is not None
-    case = f"peers, {corpus.name}"
-    python = Path(sys.executable) if peer is GPUDEDUP else python_of(order.peers, peer)
+def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judge, folder: Path) -> Record:
+    given, small = corpora.part if peer.slow else corpora.whole, corpora.small
+    case = f"peers, {given.name}"
+    python = Path(sys.executable) if peer in OURS else python_of(peers, peer)
     version = installed_version(python, peer)
     fields = {"program": peer.name, "version": version or "not installed", "device": "cpu", "seed": order.seed}
     if peer.gpu:
@@ -172,18 +170,17 @@ def _record(peer: Peer, order: Order, corpus: Corpus, small: Corpus, judge: Judg
     timeout = TIMEOUT / 10 if order.quick else TIMEOUT
 
     def cannot(why: str) -> Record:
-        return new_record("quality", case, **fields, corpus=corpus.text, cannot=why)
+        return new_record("quality", case, **fields, corpus=given.text, cannot=why)
 
     without = no_gpu() if peer.gpu else None
     if without:
         return cannot(without)
     if version is None:
-        return cannot(f"not installed: gpudedup bench peers --install {order.peers.name} {peer.folder}")
+        return cannot(f"not installed: gpudedup bench peers --install {peers.name} {peer.folder}")
     order.tell(f"{peer.name} {version} on {small.documents} documents")
     judged = run_peer(peer, python, small, folder, order.workers, timeout)
     if isinstance(judged, str):
         return cannot(judged)
-    given = corpus.first(SLOW_BYTES) if peer.slow else corpus
     runs: list[Done] = []
     for _ in range(1 if peer.slow else order.repeat):
         order.tell(f"{peer.name} {version} on {given.documents} documents")
@@ -221,24 +218,30 @@ def _record(peer: Peer, order: Order, corpus: Corpus, small: Corpus, judge: Judg
     )
 
 
-def _against_best(found: Sequence[Record], order: Order) -> Iterator[Record]:
-    """How many times gpudedup's speed is that of the fastest peer and of rensa, and its memory that of the leanest."""
-    ours, *others = found
-    done = [one for one in others if one.cannot is None and one.device == "cpu"]
+def _against_best(found: Mapping[Peer, Record], order: Order) -> Iterator[Record]:
+    """How many times gpudedup's speed is that of the fastest peer and of rensa, and its memory, where it is given
+    little, that of the leanest peer that did the same corpus in memory."""
+    ours, lean = (found[peer] for peer in OURS)
+    done = {peer: one for peer, one in found.items() if one.cannot is None and peer not in OURS and not peer.gpu}
     if ours.cannot is not None or not done:
         return
-    rate = {one.program: one.figures["text_megabytes_per_second"] for one in done}
-    own_rate = ours.figures["text_megabytes_per_second"]
-    fastest = max(rate, key=lambda name: rate[name])
-    figures = {"speed_over_fastest_ratio": own_rate / rate[fastest]}
-    if "rensa" in rate:
-        figures["speed_over_rensa_ratio"] = own_rate / rate["rensa"]
-    parameters: dict[str, str] = {"fastest": fastest}
-    whole = {one.program: one.peak_bytes for one in done if one.corpus == ours.corpus and one.peak_bytes}
-    if whole and ours.peak_bytes:
-        leanest = min(whole, key=lambda name: whole[name])
-        parameters["leanest"] = leanest
-        figures["memory_over_leanest_ratio"] = ours.peak_bytes / whole[leanest]
+    figures: dict[str, float] = {}
+    parameters: dict[str, str] = {}
+
+    def speed(name: str, over: Mapping[Peer, Record]) -> None:
+        if over:
+            rate = {one.program: one.figures["text_megabytes_per_second"] for one in over.values()}
+            parameters[name] = max(rate, key=lambda program: rate[program])
+            own = ours.figures["text_megabytes_per_second"]
+            figures[f"speed_over_{name}_ratio"] = own / rate[parameters[name]]
+
+    speed("fastest", done)
+    speed("fastest_of_same_shingles", {peer: one for peer, one in done.items() if not peer.own_words})
+    speed("rensa", {peer: one for peer, one in done.items() if peer.name == "rensa"})
+    peaks = {one.program: one.peak_bytes for one in done.values() if one.corpus == ours.corpus and one.peak_bytes}
+    if peaks and lean.peak_bytes:
+        parameters["leanest"] = min(peaks, key=lambda program: peaks[program])
+        figures["memory_over_leanest_ratio"] = lean.peak_bytes / peaks[parameters["leanest"]]
     yield new_record(
         "quality",
         f"{ours.case}: gpudedup over the best of them",

@@ -20,7 +20,7 @@ import gpudedup
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.bench.corpus import make_corpus
-from gpudedup.bench.peers.run import QUALITY_BYTES, QUICK_BYTES, Corpus, corpus_of, records
+from gpudedup.bench.peers.run import QUALITY_BYTES, QUICK_BYTES, SLOW_BYTES, Corpora, Corpus, corpus_of, records
 from gpudedup.bench.quality import (
     Agreement,
     Judge,
@@ -159,7 +159,7 @@ def suite(order: Order) -> Iterator[Record]:
                 curves=whole[threshold].curve(params).curves(),
             )
     if order.peers is not None:
-        yield from records(order, *_corpora(order))
+        yield from records(order, _corpora(order))
 
 
 def _record(order: Order, device: Device, case: str, text: Text | None, **fields: Any) -> Record:
@@ -321,19 +321,22 @@ def _codes(values: pa.ChunkedArray) -> I64:
 # ------------------------------------------------------------------------------------------------ corpora of the peers
 
 
-def _corpora(order: Order) -> tuple[Corpus, Corpus]:
-    """(the corpus that peers are timed on, the small one that they are judged on)."""
-    small = min(order.text_bytes, QUICK_BYTES if order.quick else QUALITY_BYTES)
-    folders = order.folder / "peers-whole", order.folder / "peers-small"
-    if order.inputs:
-        for folder, size in zip(folders, (order.text_bytes, small), strict=True):
-            _copy(folder, order, size)
-        return corpus_of(folders[0], "given"), corpus_of(folders[1], "given")
+def _corpora(order: Order) -> Corpora:
     whole = min(order.text_bytes, 2 * QUICK_BYTES) if order.quick else order.text_bytes
-    order.tell(f"a corpus of {whole / 1e6:.0f} MB, {order.mix}")
-    _make(folders[0], whole, order.mix, order.seed, order.workers, FILE_BYTES)
-    _make(folders[1], small, order.mix, order.seed + 76, order.workers, FILE_BYTES)
-    return corpus_of(folders[0], order.mix), corpus_of(folders[1], order.mix)
+    sizes = whole, min(whole, SLOW_BYTES), min(whole, QUICK_BYTES if order.quick else QUALITY_BYTES)
+    return Corpora(*(_corpus(order, size) for size in sizes))
+
+
+def _corpus(order: Order, size: int) -> Corpus:
+    """The beginning of the user's files, or a made corpus."""
+    folder = order.folder / f"peers-{size}"
+    if not folder.exists():
+        order.tell(f"a corpus of {size / 1e6:.0f} MB for the peers")
+        if order.inputs:
+            _copy(folder, order, size)
+        else:
+            _make(folder, size, order.mix, order.seed, order.workers, FILE_BYTES)
+    return corpus_of(folder, "given" if order.inputs else order.mix)
 
 
 def _make(folder: Path, size: int, mix: str, seed: int, workers: int, file_bytes: int = 128_000_000) -> None:
