@@ -194,6 +194,7 @@ def test_all_stand_still_for_a_while(tmp_path: Path) -> None:
         assert first.hear() == ["driving"]
         second.tell("0")
         assert second.hear() == ["watching"]
+        time.sleep(0.05)
         for driver in both:
             driver.process.send_signal(signal.SIGSTOP)
         time.sleep(4 * 0.4)

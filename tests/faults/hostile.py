@@ -102,6 +102,7 @@ class Attack:
             (2, lambda: self.text_of(self.random.choice(documents))),
             (2, self.link),
             (1, self.folder),
+            (1, self.lock),
         ]
         weights, calls = zip(*ways, strict=True)
         self.random.choices(calls, weights)[0]()
@@ -236,6 +237,26 @@ class Attack:
         path.rename(outside)
         path.symlink_to(self.random.choice((outside, os.path.relpath(outside, path.parent))))
         self.said.append(f"{path.relative_to(self.run)} is a link to the outside")
+
+    def lock(self) -> None:
+        """The lock of a driver that is gone, of another version, of none, or what is no lock."""
+        owner = {"token": "gone", "host": "elsewhere", "pid": 7, "period_seconds": 0.2, "beat": 3}
+        name = self.random.choice(sorted(owner))
+        owner[name] = self.random.choice(self.random.choice((NUMBERS, TEXTS, OTHERS)))
+        path = self.run / "lock.json"
+        kind = self.random.choice(("value", "value", "bytes", "folder", "pipe", "link", "big"))
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(self.run.parent / "outside" / "victim")
+        elif kind == "big":
+            path.touch()
+            os.truncate(path, (1 << 30) + 1)
+        else:
+            path.write_bytes(json.dumps(owner).encode() if kind == "value" else self.random.randbytes(100))
+        self.said.append(f"lock.json: {kind}, {name} = {str(owner[name])[:60]!r}")
 
     def folder(self) -> None:
         """A folder where a file should be, or a file where a folder should be, or what is neither."""
