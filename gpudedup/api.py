@@ -164,7 +164,7 @@ def advance(
 def status(path: str | os.PathLike[str]) -> Status:
     """How far a run is. Raises ArtefactError if ``path`` holds none."""
     with _place(path, tempfile.gettempdir()) as (folder, mirror):
-        return run_status(folder, _lock_file(folder, mirror))
+        return run_status(store.Artefacts(folder, mirror), _lock_file(folder, mirror))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import pytest
 
 import gpudedup
 from gpudedup.errors import ArtefactError, GpudedupError, LockedError, OutputError
-from gpudedup.store import lock
+from gpudedup.store import lock, mirror
 from gpudedup.store.lock import LocalLockFile, Lock, RemoteLockFile
 from gpudedup.store.mirror import Mirror
 
@@ -32,7 +32,7 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from gpudedup.errors import LockedError
-from gpudedup.store import lock
+from gpudedup.store import lock, mirror
 from gpudedup.store.mirror import Mirror
 
 place, period = sys.argv[1], float(sys.argv[2])
@@ -405,8 +405,8 @@ def memory(tmp_path: Path) -> Iterator[Mirror]:
     """A run in fsspec's memory."""
     import fsspec
 
-    with closing(Mirror("memory://lock-test/run", str(tmp_path))) as mirror:
-        yield mirror
+    with closing(Mirror("memory://lock-test/run", str(tmp_path))) as there:
+        yield there
     fsspec.filesystem("memory").store.clear()
 
 
@@ -456,11 +456,11 @@ def test_a_store_that_fails_for_a_while(memory: Mirror, monkeypatch: pytest.Monk
     """No beat, no harm; who asks is told."""
 
     def fail(*arguments: Any) -> Any:
-        raise OutputError("cannot read lock.json")
+        raise OSError("no answer")
 
     with Lock(RemoteLockFile(memory)) as held:
         with monkeypatch.context() as patch:
-            patch.setattr(Mirror, "_insist", fail)
+            patch.setattr(mirror, "_insistently", fail)
             time.sleep(3 * PERIOD)
             with pytest.raises(GpudedupError):
                 held.check()

@@ -21,8 +21,9 @@ from object_store import Fault, FaultyProxy, ObjectStore, new_store, serve
 
 import gpudedup
 from gpudedup.engines import corpus, lineage
-from gpudedup.errors import ArtefactError, GpudedupError, LockedError, OutputError
+from gpudedup.errors import ArtefactError, GpudedupError, InputError, LockedError, OutputError
 from gpudedup.store import lock, mirror
+from gpudedup.store.run_directory import Artefacts
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,105 @@ def test_a_finished_run_is_left_alone(store: ObjectStore, files: Path, monkeypat
         assert not [path for method, path, _ in proxy.requests if method in ("PUT", "DELETE")]
         fetched = [path for method, path, _ in proxy.requests if method == "GET" and "signatures" in path]
         assert not [path for path in fetched if path.endswith(".arrow")]
+
+
+def objects(requests: list[tuple[str, str, str]]) -> list[str]:
+    """Names in the run of what was asked for, listings as ""."""
+    return [path.partition("?")[0].partition("/corpus/a/")[2] for _, path, _ in requests]
+
+
+def test_records_come_when_they_are_asked_for(store: ObjectStore, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To open a run takes as many requests with 4 tasks as with 12, and a record is got once, with others."""
+    taken = []
+    with FaultyProxy(store.endpoint) as proxy:
+        for count in (4, 12):
+            for number in range(4, count):
+                pq.write_table(
+                    pa.table({"text": [f"one more text {number}"], "id": [0]}), files / f"{number:02}.parquet"
+                )
+            gpudedup.run(files, store.url("a"), id_column="id")
+            with monkeypatch.context() as patch:
+                patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+                proxy.requests.clear()
+                run = gpudedup.Run.open(store.url("a"))
+                assert run.summary().documents == 120 + count - 4
+                assert {name for name in objects(proxy.requests) if name} == {"manifest.json"}
+                taken.append(len(proxy.requests))
+                assert run.removed.num_rows > 10
+                tables = {name for name in objects(proxy.requests) if name} - {"manifest.json"}
+                assert tables == {
+                    entry.path for entry in run.manifest.outputs if entry.kind == "removed" and entry.rows
+                }
+                assert len(proxy.requests) <= taken[-1] + 2 * count
+                proxy.requests.clear()
+                proxy.most_at_once = 0
+                found = gpudedup.status(store.url("a"))
+                assert all(stage.is_done for stage in found.stages)
+                asked = [
+                    name
+                    for (method, *_), name in zip(proxy.requests, objects(proxy.requests), strict=True)
+                    if method == "GET"
+                ]
+                records = [name for name in asked if name.startswith("done/")]
+                there = [key.removeprefix("a/") for key in store.keys if "/done/" in key and key.endswith(".json")]
+                assert sorted(records) == sorted(there)
+                assert len(records) >= 2 * count
+                assert 1 < proxy.most_at_once <= mirror.AT_ONCE
+    assert taken[0] == taken[1] <= 4
+
+
+def test_records_that_are_too_long_stay_where_they_are(
+    store: ObjectStore, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpudedup.run(files, store.url("a"))
+    name = "done/decide/000000.json"
+    store.put({f"a/{name}": store.get(f"a/{name}") + b" " * 20_000})
+    monkeypatch.setattr("gpudedup.store.records.MAX_BYTES", 20_000)
+    with FaultyProxy(store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        assert [stage.name for stage in gpudedup.status(store.url("a")).stages if not stage.is_done] == ["decide"]
+        assert name not in objects(proxy.requests)
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "gone"])
+def test_what_another_process_does_meanwhile(store: ObjectStore, files: Path, tmp_path: Path, change: str) -> None:
+    """A file has the size that it had in the listing, or whoever asks for it is told."""
+    gpudedup.run(files, store.url("a"))
+    data = store.get("a/done/match/000000.json")
+    with closing(mirror.Mirror(store.url("a"), str(tmp_path))) as there:
+        if change == "gone":
+            store.delete("a/done/match/000000.json")
+        else:
+            store.put({"a/done/match/000000.json": data[:-1] if change == "shorter" else data + b"\n"})
+        artefacts = Artefacts(there.local, there)
+        assert artefacts.done("decide", 0, None) is not None
+        for _ in range(2):
+            with pytest.raises(
+                ArtefactError, match=r"match/000000.json is (gone|not of \d+ bytes any more); another process"
+            ):
+                artefacts.done("match", 0, None)
+        assert not list(there.local.rglob(".gpudedup-*"))
+
+
+def test_an_earlier_run_that_cannot_be_reached(
+    store: ObjectStore, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the same nor another: nobody knows, and that is said."""
+    first, second = sorted(files.iterdir())[:2], sorted(files.iterdir())[2:]
+    gpudedup.run(first, store.url("a"))
+    gpudedup.run(second, tmp_path / "b", against=store.url("a"))
+    before = on_disk(tmp_path / "b")
+    with FaultyProxy(store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        proxy.faults = [Fault(403)]
+        with pytest.raises(InputError, match=f"cannot list {store.url('a')}: .*check that the store can be reached"):
+            gpudedup.run(second, tmp_path / "b", against=store.url("a"))
+        proxy.faults = []
+        gpudedup.run(second, tmp_path / "b", against=store.url("a"))
+        assert on_disk(tmp_path / "b") == before
+        store.delete("a/manifest.json")
+        with pytest.raises(ArtefactError, match="holds no finished run"):
+            gpudedup.run(second, tmp_path / "b", against=store.url("a"))
 
 
 def test_decided_anew_and_extended(store: ObjectStore, files: Path, tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def check_working(run: Run, params: Params, workers: int, found: Findings, done:
         wanted = lineage.digest(stage, task)
         path = records.path_of(run.path, stage, task)
         try:
-            record = records.load(run.path, stage, task)
+            record = artefacts.record(stage, task)
             if record.digest == wanted:
                 read.append(record)
             elif (stage, task) in needed:  # else it is of an earlier decision, and nothing uses it

@@ -38,8 +38,8 @@ ALIKE = ("fold", "shingle", "num_perm", "seed")
 def open_earlier(params: Params, own: str | None, opened: ExitStack) -> Earlier:
     """The runs that ``params.against`` names. own: the directory of this run. What is opened is closed by ``opened``.
 
-    Raises ArtefactError if one is not complete, damaged, or was signed or banded in another way; ParameterError for
-    this run itself, and one that is named twice.
+    Raises ArtefactError if one is not complete, damaged, or was signed or banded in another way; InputError if it is on
+    an object store that cannot be reached; ParameterError for this run itself, and one that is named twice.
     """
     runs = []
     known: dict[str, str] = {}
@@ -106,7 +106,9 @@ def open_run(name: str, place: str, params: Params, opened: ExitStack) -> Earlie
 
 
 def keeps_the_same(entry: AgainstEntry) -> bool:
-    """Whether an earlier run still holds what it did when it was compared with."""
+    """Whether an earlier run still holds what it did when it was compared with. Raises InputError for one on an object
+    store that cannot be reached.
+    """
     try:
         manifest = Run.open(entry.path).manifest
         return kept_digest(manifest, recorded_params(manifest)) == entry.digest

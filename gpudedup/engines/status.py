@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from gpudedup.engines.lineage import Lineage, content_of, match_tasks, recorded_params
 from gpudedup.stages.sign import carried_columns
-from gpudedup.store import lock, records
+from gpudedup.store import lock
 from gpudedup.store import manifest as manifests
 from gpudedup.store.records import Record
+from gpudedup.store.run_directory import Artefacts
 
 
 class StageStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,16 +46,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         return built
 
 
-def status(directory: Path, file: lock.LockFile) -> Status:
+def status(artefacts: Artefacts, file: lock.LockFile) -> Status:
     """Raises ArtefactError if the directory holds no run, or its manifest cannot be believed."""
-    manifest = manifests.read(directory, unfinished=True)
+    manifest = manifests.read(artefacts.path, unfinished=True)
     params = recorded_params(manifest)
     tasks = sorted({entry.task for entry in manifest.inputs})
     contents: dict[int, str] = {}
     lineage = Lineage.of(manifest, params, lambda task: contents.get(task, ""))
 
     def found(stage: str, numbers: list[int]) -> list[Record]:
-        read = (records.read(directory, stage, task, lineage.digest(stage, task)) for task in numbers)
+        read = (artefacts.done(stage, task, lineage.digest(stage, task)) for task in numbers)
         return [record for record in read if record is not None]
 
     def of_stage(name: str, done: list[Record], count: int | None) -> StageStatus:
@@ -73,7 +73,7 @@ def status(directory: Path, file: lock.LockFile) -> Status:
     columns = tasks if carried_columns(params) else []
     earlier = sum(entry.documents for entry in manifest.against)
     of_match = 1 + match_tasks(params, rows + earlier) if len(signed) == len(tasks) else None
-    with_files = records.tasks_recorded(directory, "apply")
+    with_files = artefacts.tasks_recorded("apply")
     return Status(
         run=file.name,
         state=manifest.state,
@@ -81,7 +81,7 @@ def status(directory: Path, file: lock.LockFile) -> Status:
         rows=rows,
         stages=[
             of_stage("sign", [*signed, *found("columns", columns)], len(tasks) + len(columns)),
-            of_stage("match", found("match", records.tasks_recorded(directory, "match")), of_match),
+            of_stage("match", found("match", artefacts.tasks_recorded("match")), of_match),
             of_stage("verify", found("verify", [params.threshold_ppm]), 1),
             of_stage("decide", found("decide", [0]), 1),
             of_stage("apply", found("apply", with_files), len(tasks)),

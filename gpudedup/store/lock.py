@@ -20,7 +20,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
-from gpudedup.errors import ArtefactError, LockedError, OutputError
+from gpudedup.errors import ArtefactError, GpudedupError, LockedError
 from gpudedup.store import sealed
 from gpudedup.store.atomic import locked_folder, output_errors, temporary_path
 from gpudedup.store.mirror import Mirror
@@ -169,7 +169,7 @@ class RemoteLockFile:
         self.name, self._mirror = mirror.name, mirror
 
     def read(self) -> bytes | None:
-        """Raises OutputError where the store cannot be reached, ArtefactError for more than ``MAX_BYTES``."""
+        """Raises UnreachableError, and ArtefactError for more than ``MAX_BYTES``."""
         return self._mirror.read(LOCK, MAX_BYTES)
 
     def create(self, data: bytes) -> bool:
@@ -181,7 +181,7 @@ class RemoteLockFile:
         return self.read() == data
 
     def replace(self, token: str, data: bytes) -> bool:
-        """Nearly, too. Raises OutputError."""
+        """Nearly, too. Raises UnreachableError and OutputError."""
         if not is_of(self.read(), token):
             return False
         self._mirror.write(LOCK, data)
@@ -189,7 +189,7 @@ class RemoteLockFile:
 
     def take_away(self, seen: bytes) -> None:
         """Nearly: between looking and deleting another may have come."""
-        with contextlib.suppress(OutputError, ArtefactError):
+        with contextlib.suppress(GpudedupError):
             if self.read() == seen:
                 self._mirror.remove(LOCK)
 

@@ -94,6 +94,7 @@ class Artefacts:
         """mirror: what ``path`` stands for, if the run is on an object store."""
         self.path, self.mirror = path, mirror
         self._compared: set[Path] = set()  # whose checksums were compared
+        self._fetched: set[str] = set()  # stages whose records are here
 
     @property
     def name(self) -> str:
@@ -102,7 +103,19 @@ class Artefacts:
 
     def done(self, stage: str, task: int, digest: str | None) -> Record | None:
         """The record of a task if it is done (``records.read``)."""
+        self._fetch_records(stage)
         return records.read(self.path, stage, task, digest)
+
+    def record(self, stage: str, task: int) -> Record:
+        """The record of a task, whatever became of what it lists (``records.load``)."""
+        self._fetch_records(stage)
+        return records.load(self.path, stage, task)
+
+    def _fetch_records(self, stage: str) -> None:
+        """From a store they come all at once, when the first is asked for: who wants one mostly wants all."""
+        if self.mirror is not None and stage not in self._fetched:
+            self.mirror.fetch_records(stage)
+            self._fetched.add(stage)
 
     def tasks_recorded(self, stage: str) -> list[int]:
         """The tasks of a stage that have a record, whatever it says."""

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import xxhash
 
+from . import harness
 from .harness import JOBS, job_arguments
 
 STAGES = ("sign", "columns", "match", "verify", "decide", "apply")
@@ -306,9 +307,7 @@ def call(arguments: list[str]) -> tuple[int | str, str, str]:
 
 
 def is_one_line(said: str) -> bool:
-    return (
-        said.startswith("gpudedup: ") and said.count("\n") == 1 and len(said) < 20_000 and "out of memory" not in said
-    )
+    return not harness.is_one_line(said) and len(said) < 20_000 and "out of memory" not in said
 
 
 def problems(commands: list[list[str]], outside: Path) -> Iterator[str]:
