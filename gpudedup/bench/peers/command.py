@@ -13,7 +13,7 @@ def peers(
         Path, typer.Option(metavar="DIR", help="Directory of the environments, one a peer. Uses the network, by pip.")
     ],
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[PEER]...", help="Peers to install; all, if none is named.")
+        list[str] | None, typer.Argument(metavar="PEER", help="Peers to install; all, if none is named.")
     ] = None,
 ) -> None:
     """Install other deduplicators, each in an environment of its own, to measure them with bench --peers DIR."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 import peer
 from gaoya.minhash import MinHashStringIndex
 
-BATCH = 4000
-
 
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
     index = MinHashStringIndex(32, peer.THRESHOLD, peer.BANDS, peer.ROWS, None, peer.shingles, id_container="smallvec")
@@ -17,20 +15,18 @@ def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list
     kept: list[int] = []
     for place in peer.row_groups(files):
         with peer.Clock(seconds, "read"):
-            all_ids, all_texts = peer.read_group(place)
-        for first in range(0, len(all_ids), BATCH):
-            ids = all_ids[first : first + BATCH]
-            with peer.Clock(seconds, "shingles"):
-                tokens = list(map(peer.shingles, all_texts[first : first + BATCH]))
-            with peer.Clock(seconds, "sign_match"):
-                native.bulk_insert_tokens(ids, tokens)
-                gone: set[int] = set()
-                for i, hits in zip(ids, native.par_bulk_query_tokens(tokens), strict=True):
-                    if any(other < i and other not in gone for other in hits):
-                        gone.add(i)
-                for i in gone:
-                    index.remove(i)
-                kept += [i for i in ids if i not in gone]
+            ids, texts = peer.read_group(place)
+        with peer.Clock(seconds, "shingles"):
+            tokens = list(map(peer.shingles, texts))
+        with peer.Clock(seconds, "sign_match"):
+            native.bulk_insert_tokens(ids, tokens)
+            gone: set[int] = set()
+            for i, hits in zip(ids, native.par_bulk_query_tokens(tokens), strict=True):
+                if any(other < i and other not in gone for other in hits):
+                    gone.add(i)
+            for i in gone:
+                index.remove(i)
+            kept += [i for i in ids if i not in gone]
     return kept, f"{peer.BANDS} bands of {peer.ROWS}, shingles in one process, native threads, estimate checked"
 
 
