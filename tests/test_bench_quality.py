@@ -287,7 +287,7 @@ def test_every_peer_is_in_the_table_with_figures_or_a_reason(
     names = ("good", "fails", "dies", "silent")
     absent = Peer("absent", "no-such-package-here", "good")
     found = table(tmp_path, *(peer(name, name) for name in names), absent, peer("cuda", "good", gpu=True))
-    of = {name: found[f"peers, tiny/{name}"] for name in ("first", *names, "absent", "cuda")}
+    of = {name: found[f"tiny/{name}"] for name in ("first", *names, "absent", "cuda")}
 
     good = of["good"]
     assert good.cannot is None
@@ -305,7 +305,7 @@ def test_every_peer_is_in_the_table_with_figures_or_a_reason(
     assert "gpudedup bench peers --install" in (of["absent"].cannot or "")
     if environments.no_gpu():
         assert "needs an NVIDIA GPU" in (of["cuda"].cannot or "")
-    best = found["peers, tiny: gpudedup over the best of them/gpudedup"]
+    best = found["tiny: gpudedup over the best of them/gpudedup"]
     assert best.parameters["fastest"] == "good"
     assert best.figures["speed_over_fastest_ratio"] == pytest.approx(
         of["first"].figures["text_megabytes_per_second"] / good.figures["text_megabytes_per_second"]
@@ -355,9 +355,9 @@ def test_slow_peers_and_small_memory_stand_apart(programs: Path, tmp_path: Path)
     (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
     slow, own = peer("slow", "all", slow=True), peer("own", "all", own_words=True)
     found = table(tmp_path, slow, own)
-    best = found["peers, tiny: gpudedup over the best of them/gpudedup"]
+    best = found["tiny: gpudedup over the best of them/gpudedup"]
     assert best.parameters["fastest_of_same_shingles"] == "slow"
-    lean, peaks = found["peers, tiny/lean"].peak_bytes, [found[f"peers, tiny/{n}"].peak_bytes for n in ("slow", "own")]
+    lean, peaks = found["tiny/lean"].peak_bytes, [found[f"tiny/{n}"].peak_bytes for n in ("slow", "own")]
     assert best.figures["memory_over_leanest_ratio"] == pytest.approx((lean or 0) / min(peak or 0 for peak in peaks))
 
 

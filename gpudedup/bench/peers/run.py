@@ -161,7 +161,7 @@ def _exact_pairs(corpus: Corpus) -> Pairs:
 
 def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judge, folder: Path) -> Record:
     given, small = corpora.part if peer.slow else corpora.whole, corpora.small
-    case = f"peers, {given.name}"
+    case = given.name
     python = Path(sys.executable) if peer in OURS else python_of(peers, peer)
     version = installed_version(python, peer)
     fields = {"program": peer.name, "version": version or "not installed", "device": "cpu", "seed": order.seed}
@@ -170,7 +170,7 @@ def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judg
     timeout = TIMEOUT / 10 if order.quick else TIMEOUT
 
     def cannot(why: str) -> Record:
-        return new_record("quality", case, **fields, corpus=given.text, cannot=why)
+        return new_record("peers", case, **fields, corpus=given.text, cannot=why)
 
     without = no_gpu() if peer.gpu else None
     if without:
@@ -191,7 +191,7 @@ def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judg
     spread, cpu = Spread.of([run.seconds for run in runs]), median(run.cpu_seconds for run in runs)
     stages = {f"{name}_seconds": median(run.stages.get(name, 0.0) for run in runs) for name in runs[0].stages}
     return new_record(
-        "quality",
+        "peers",
         case,
         **fields,
         corpus=given.text,
@@ -243,7 +243,7 @@ def _against_best(found: Mapping[Peer, Record], order: Order) -> Iterator[Record
         parameters["leanest"] = min(peaks, key=lambda program: peaks[program])
         figures["memory_over_leanest_ratio"] = lean.peak_bytes / peaks[parameters["leanest"]]
     yield new_record(
-        "quality",
+        "peers",
         f"{ours.case}: gpudedup over the best of them",
         device="cpu",
         seed=order.seed,
