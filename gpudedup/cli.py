@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from gpudedup.bench.command import app as bench_app
+
 if TYPE_CHECKING:
     from gpudedup.api import Run
     from gpudedup.audit import Audit
@@ -46,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(bench_app, name="bench")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What stops a command; batch systems send SIGUSR1 ahead of a time limit."""

@@ -101,21 +101,29 @@ def parse_keep(text: str) -> Keep:
     raise ParameterError(f'keep must be "first", "longest", "max:COL", "min:COL" or "sources:COL=a,b,c", got {text!r}')
 
 
-def parse_memory(value: int | str) -> int:
-    """Bytes from an int or from text such as ``768 MB`` or ``2GiB``. Raises ParameterError."""
+def parse_bytes(name: str, value: int | str, least: int) -> int:
+    """The bytes of a parameter, from an int or from text such as ``768 MB`` or ``2GiB``; ``least`` is in whole MB.
+
+    Raises ParameterError.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
         match = re.fullmatch(r"\s*([0-9]{1,19}(?:\.[0-9]{1,19})?)\s*([KMGT]?)(i?)B?\s*", str(value), re.IGNORECASE)
         if not match:
             given = repr(value) if len(str(value)) <= 60 else f"{str(value)[:60]!r} and more"
-            raise ParameterError(f'memory must be bytes or text such as "768 MB" or "4 GiB", got {given}')
+            raise ParameterError(f'{name} must be bytes or text such as "768 MB" or "4 GiB", got {given}')
         base = 1024 if match[3] else 1000
         size = int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
-    if not 64_000_000 <= size < 2**60:
+    if not least <= size < 2**60:
         got = f"{size} bytes" if abs(size) < 2**100 else "a number far outside"
-        raise ParameterError(f"memory must be at least 64 MB and below 2^60 bytes, got {got}")
+        raise ParameterError(f"{name} must be at least {least // 10**6} MB and below 2^60 bytes, got {got}")
     return size
+
+
+def parse_memory(value: int | str) -> int:
+    """The bytes of the parameter ``memory``. Raises ParameterError."""
+    return parse_bytes("memory", value, 64_000_000)
 
 
 class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

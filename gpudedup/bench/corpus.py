@@ -317,19 +317,21 @@ class Writer:
         kinds = pa.DictionaryArray.from_arrays(pa.array(kind.astype(np.int8)), pa.array(KINDS))
         return pa.table([documents[made], origin[made], kinds, rate.astype(np.float32)], schema=TRUTH)
 
-    def write_shard(self, number: int) -> pa.Table:
-        """Writes part-NUMBER.parquet; its rows of the truth."""
+    def write_shard(self, number: int) -> tuple[pa.Table, int]:
+        """Writes part-NUMBER.parquet; its rows of the truth, and its bytes of text."""
         first, last = self.plan.shard_first[number : number + 2].tolist()
         ends = np.cumsum(self.plan.length[self.plan.cluster[first:last]])
         cuts = np.searchsorted(ends, np.arange(BATCH_BYTES, int(ends[-1]), BATCH_BYTES), side="left") + 1
         bounds = np.unique(np.concatenate([[0], cuts, [last - first]])) + first
         path = os.path.join(self.order.out, f"part-{number:05}.parquet")
+        text_bytes = 0
         with pq.ParquetWriter(path, SCHEMA, compression="zstd", compression_level=1, use_dictionary=False) as writer:
             for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
                 texts = self.texts(begin, end)
+                text_bytes += pc.sum(pc.binary_length(texts)).as_py()
                 ids = pa.array(np.arange(begin, end))
                 writer.write_table(pa.table([ids, texts.cast(pa.string())], schema=SCHEMA))
-        return self.truth(first, last)
+        return self.truth(first, last), text_bytes
 
 
 def join(pieces: pa.Array, words: I32, lengths: I64) -> pa.Array:
@@ -401,7 +403,7 @@ def _start(order: Order) -> None:
     _writer = Writer(order, pool, make_plan(order, pool))
 
 
-def _shard(number: int) -> pa.Table:
+def _shard(number: int) -> tuple[pa.Table, int]:
     assert _writer is not None
     return _writer.write_shard(number)
 
@@ -427,12 +429,11 @@ def make_corpus(
     with pq.ParquetWriter(os.path.join(out, "truth.parquet"), TRUTH, compression="zstd") as truth:
         if processes == 1:
             writer = Writer(order, pool, plan)
-            tables = map(writer.write_shard, shards)
-            _write_truth(truth, tables, kinds)
+            text_bytes = _write_truth(truth, map(writer.write_shard, shards), kinds)
         else:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(processes, mp_context=context, initializer=_start, initargs=(order,)) as executor:
-                _write_truth(truth, executor.map(_shard, shards), kinds)
+                text_bytes = _write_truth(truth, executor.map(_shard, shards), kinds)
     written = sum(pq.read_metadata(os.path.join(out, f"part-{n:05}.parquet")).num_rows for n in shards)
     assert written == plan.documents
     meta: dict[str, object] = {
@@ -442,6 +443,7 @@ def make_corpus(
         "plain": plain,
         "shards": len(shards),
         "documents": plan.documents,
+        "text_bytes": text_bytes,
         "clusters": len(plan.size),
         "copies": plan.copies,
         "largest_clusters": np.sort(plan.size)[::-1][:5].tolist(),
@@ -451,10 +453,14 @@ def make_corpus(
     return meta
 
 
-def _write_truth(writer: pq.ParquetWriter, tables: Iterable[pa.Table], kinds: Counter[str]) -> None:
-    for table in tables:
+def _write_truth(writer: pq.ParquetWriter, shards: Iterable[tuple[pa.Table, int]], kinds: Counter[str]) -> int:
+    """Counts kinds; the bytes of text of all shards."""
+    total = 0
+    for table, text_bytes in shards:
         writer.write_table(table)
         kinds.update(table["kind"].to_pylist())
+        total += text_bytes
+    return total
 
 
 def main() -> None:

@@ -117,6 +117,12 @@ def run_process(
         )
 
 
+def python_command(code: str) -> list[str]:
+    """A command that runs ``code`` with the gpudedup of this process, whatever else is installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    return [sys.executable, "-P", "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {code}", root]
+
+
 class _Watch(threading.Thread):
     """Looks at the memory of a process and its descendants, and kills their group when the time is up."""
 
@@ -275,10 +281,8 @@ def _run_case(
     timeout: float | None,
 ) -> tuple[Finished, dict[str, Any]] | str:
     order = {"case": case, "arguments": arguments, "warm_ups": warm_ups, "repeat": repeat}
-    root = str(Path(__file__).resolve().parents[2])  # so that the process measures this gpudedup and no other
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from gpudedup.bench.measure import answer; answer()"
     process = run_process(
-        [sys.executable, "-P", "-c", code, root],
+        python_command("from gpudedup.bench.measure import answer; answer()"),
         given=json.dumps(order).encode(),
         environment=environment,
         timeout=timeout,

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from gpudedup.bench.devices import Device
 from gpudedup.bench.measure import Measured
 from gpudedup.bench.record import Record, new_record
 
@@ -22,23 +23,6 @@ SUITES = (
     "quality",
 )
 """In the order in which they run. Each is the function ``suite`` of a module of that name."""
-
-
-@dataclass(frozen=True)
-class Device:
-    """What cases run on: a GPU, or the CPU with one instruction-set tier."""
-
-    device: str
-    """As the parameter of that name: "cpu" or "cuda:N"."""
-    tier: str | None = None
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """For the process of a case."""
-        return {"GPUDEDUP_CPU": self.tier} if self.tier else {}
-
-    def __str__(self) -> str:
-        return f"{self.device} ({self.tier})" if self.tier else self.device
 
 
 @dataclass(frozen=True)

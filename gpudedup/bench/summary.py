@@ -1,0 +1,341 @@
+"""What a result says, for people: tables, Markdown, and pictures where matplotlib is installed (extra ``report``)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpudedup.bench.compare import Comparison
+from gpudedup.bench.record import Host, Record
+from gpudedup.bench.suites import SUITES
+from gpudedup.store.atomic import atomic_file
+
+HOW_TO_GET_PICTURES = "No pictures: matplotlib is not installed; pip install 'gpudedup[report]' brings it."
+STAGES = ("sign", "match", "verify", "decide", "apply")
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under names; the first ``left`` columns are words, the others numbers."""
+
+    names: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    left: int = 2
+
+
+@dataclass(frozen=True)
+class Section:
+    """A suite: a table, and what stands under it."""
+
+    title: str
+    table: Table
+    notes: list[str]
+
+
+def _number(value: float) -> str:
+    """Three digits that tell something."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}"
+
+
+Column = tuple[str, str, Callable[[float], str]]
+RATE: tuple[Column, ...] = (("MB/s", "text_megabytes_per_second", _number),)
+PER_CPU: Column = ("MB per CPU s", "text_megabytes_per_cpu_second", _number)
+COLUMNS: dict[str, tuple[Column, ...]] = {
+    "transfers": (("MB/s", "megabytes_per_second", _number),),
+    "signatures": (*RATE, ("M units/s", "million_units_per_second", _number)),
+    "short-texts": (("documents/s", "documents_per_second", _number), *RATE),
+    "match": (
+        ("M documents/s", "million_documents_per_second", _number),
+        ("pairs compared", "compared_pairs", _number),
+    ),
+    "end-to-end": (*RATE, PER_CPU),
+    "scaling": (*RATE, PER_CPU, ("slope", "slope", _number)),
+    "memory": (
+        ("documents", "documents", _number),
+        ("peak/text", "peak_over_text", _number),
+        ("bytes a document", "bytes_per_document", _number),
+    ),
+    "quality": (
+        *RATE,
+        PER_CPU,
+        ("precision", "precision_share", _share),
+        ("recall", "recall_share", _share),
+        ("F1", "f1_share", _share),
+        ("candidates", "candidates_recall_share", _share),
+        ("false", "false_removals_count", _number),
+        ("sources lost", "sources_lost_count", _number),
+        ("label F1", "label_f1_share", _share),
+        ("Rand", "adjusted_rand_index", _share),
+    ),
+}
+"""Of each suite: heading, figure, and how it is written. A column without any figure is left out."""
+
+
+def sections(records: Sequence[Record]) -> Iterator[Section]:
+    """A section for each suite that has records, in the order of the suites."""
+    for suite in (*SUITES, *sorted({record.suite for record in records} - set(SUITES))):
+        own = [record for record in records if record.suite == suite]
+        if own:
+            yield section(suite, own)
+
+
+def section(suite: str, records: Sequence[Record]) -> Section:
+    columns = [column for column in COLUMNS.get(suite, ()) if any(column[1] in record.figures for record in records)]
+    peers = any(record.program != "gpudedup" for record in records)
+    names = (
+        *(("program",) if peers else ()),
+        "case",
+        "device",
+        "s",
+        "least to most",
+        *(name for name, _, _ in columns),
+    )
+    rows = [
+        (
+            *((f"{record.program} {record.version}",) if peers else ()),
+            record.case,
+            record.device,
+            *_times(record),
+            *(write(record.figures[figure]) if figure in record.figures else "" for _, figure, write in columns),
+            "" if record.cpu_seconds is None else _number(record.cpu_seconds),
+            "" if record.peak_bytes is None else _number(record.peak_bytes / 1e6),
+        )
+        for record in records
+    ]
+    notes = [f"{what}: {text}" for what, text in _said("inside the clock", lambda record: record.clock, records)]
+    notes += [f"{what}: {text}" for what, text in _said("checked", lambda record: record.checked, records)]
+    notes += [f"{what}: {text}" for what, text in _said("repeats", _repeats, records)]
+    notes += [
+        f"seconds of stages: {record.case}, {record.device}: {text}" for record in records if (text := _stages(record))
+    ]
+    notes += [f"not measured: {record.case}, {record.device}: {record.cannot}" for record in records if record.cannot]
+    return Section(suite, Table((*names, "CPU s", "peak MB"), rows, 2 + peers), notes)
+
+
+def _times(record: Record) -> tuple[str, str]:
+    if record.seconds is None:
+        return "", "cannot" if record.cannot else ""
+    return _number(record.seconds.median), f"{_number(record.seconds.least)} to {_number(record.seconds.most)}"
+
+
+def _repeats(record: Record) -> str:
+    return f"{record.repeats}" if record.repeats else ""
+
+
+def _stages(record: Record) -> str:
+    """Of a whole job."""
+    if record.suite != "end-to-end":
+        return ""
+    found = {stage: record.figures.get(f"{stage}_seconds") for stage in STAGES}
+    return ", ".join(f"{stage} {_number(seconds)}" for stage, seconds in found.items() if seconds is not None)
+
+
+def _said(what: str, say: Callable[[Record], str], records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """What records say of themselves, each text once; with the cases where they do not all say the same."""
+    texts: dict[str, list[str]] = {}
+    for record in records:
+        if (text := say(record)) and record.cannot is None:
+            cases = texts.setdefault(text, [])
+            if record.case not in cases:
+                cases.append(record.case)
+    for text, cases in texts.items():
+        yield what if len(texts) == 1 else f"{what} ({'; '.join(cases[:4])}{' ...' if len(cases) > 4 else ''})", text
+
+
+def comparison_table(found: Sequence[Comparison]) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (
+            one.suite,
+            one.case,
+            one.device,
+            one.verdict,
+            f"{one.ratio:.3f}",
+            f"{one.least:.3f} to {one.most:.3f}",
+            "other " + " and ".join(one.differs) if one.differs else "",
+        )
+        for one in found
+    ]
+    return Table(("suite", "case", "device", "verdict", "seconds, now / before", "bounds", "beware"), rows, 4)
+
+
+def host_line(host: Host) -> str:
+    gpus = f"; GPUs: {', '.join(host.gpus)}" if host.gpus else ""
+    return (
+        f"{host.cpu}, {host.cores} cores, {host.memory_bytes / 1e9:.0f} GB{gpus}; {host.system}; Python {host.python}, "
+        f"pyarrow {host.pyarrow}, numpy {host.numpy}"
+    )
+
+
+def about(record: Record) -> str:
+    """Of which program a result is, in one line."""
+    commit = f", commit {record.commit}" if record.commit else ""
+    version = f" {record.version}" if record.program == "gpudedup" else ""
+    return f"gpudedup{version}{commit}, {record.date}, seed {record.seed}"
+
+
+LEGEND = (
+    "s: median wall seconds; CPU s: median, all threads and children; peak MB: RssAnon + RssShmem. "
+    "MB is 10^6 bytes of UTF-8 text."
+)
+
+# ------------------------------------------------------------------------------------------------------------- Markdown
+
+
+def markdown(records: Sequence[Record], pictures: Sequence[str] = (), compared: Sequence[Comparison] = ()) -> str:
+    """The whole page; ``pictures`` are names of files beside it."""
+    lines = ["# gpudedup bench", ""]
+    for host in dict.fromkeys(record.host for record in records):
+        first = next(record for record in records if record.host == host)
+        lines += [f"{_plain(about(first))}. {_plain(host_line(host))}.", ""]
+    lines += [LEGEND, ""]
+    for one in sections(records):
+        lines += [f"## {_plain(one.title)}", "", *_markdown_table(one.table), ""]
+        lines += [f"- {_plain(note)}" for note in one.notes]
+        lines.append("")
+    if compared:
+        lines += ["## Compared with an earlier result", "", *_markdown_table(comparison_table(compared)), ""]
+    lines += [f"![{Path(name).stem}]({name})" for name in pictures] or [HOW_TO_GET_PICTURES]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown_table(table: Table) -> list[str]:
+    align = [" --- " if number < table.left else " ---: " for number in range(len(table.names))]
+    rows = [f"| {' | '.join(_plain(cell) for cell in row)} |" for row in (table.names, *table.rows)]
+    return [rows[0], f"|{'|'.join(align)}|", *rows[1:]]
+
+
+def _plain(text: str) -> str:
+    """What a record says, as text of Markdown: on one line, with nothing that would be taken as a mark or a tag."""
+    for mark in "\\`*_[]<>|":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def has_matplotlib() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def write_pictures(folder: Path, records: Sequence[Record]) -> list[str]:
+    """SVG and PNG of all that the records have figures for; the names of the SVG files. Raises OutputError."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams.update({"svg.hashsalt": "gpudedup", "figure.constrained_layout.use": True})
+    from matplotlib.figure import Figure
+
+    drawings: dict[str, Callable[[Any, Sequence[Record]], bool]] = {
+        "stages": _draw_stages,
+        "scaling": _draw_scaling,
+        "quality": _draw_quality,
+        "s-curve": _draw_s_curve,
+    }
+    names = []
+    for name, draw in drawings.items():
+        figure = Figure(figsize=(7, 4.2))
+        if not draw(figure.add_subplot(), records):
+            continue
+        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=kind, **options)
+            with atomic_file(folder / f"{name}.{kind}") as file:
+                file.write_bytes(drawn.getvalue())
+        names.append(f"{name}.svg")
+    return names
+
+
+def _draw_stages(axes: Any, records: Sequence[Record]) -> bool:
+    """Throughput of each stage of whole jobs, and of what surrounds them."""
+    bars = []
+    for record in records:
+        if record.suite == "end-to-end" and record.corpus and record.seconds:
+            for stage in STAGES:
+                if (seconds := record.figures.get(f"{stage}_seconds", 0)) > 0:
+                    bars.append((f"{stage}: {record.case}, {record.device}", record.corpus.text_bytes / seconds / 1e6))
+            bars.append((f"whole job: {record.case}, {record.device}", record.figures["text_megabytes_per_second"]))
+    if not bars:
+        return False
+    names, rates = zip(*reversed(bars), strict=True)
+    axes.barh(range(len(names)), rates)
+    axes.set_yticks(range(len(names)), [_drawn(name) for name in names], fontsize="x-small")
+    axes.set_xscale("log")
+    axes.set_xlabel("MB of text a second")
+    axes.set_title("Throughput by stage")
+    return True
+
+
+def _draw_scaling(axes: Any, records: Sequence[Record]) -> bool:
+    """CPU time over text, and a straight line through its first point."""
+    found = False
+    for record in records:
+        size, cpu = (record.curves.get(name, []) for name in ("text_bytes", "cpu_seconds"))
+        if record.suite == "scaling" and min([*size, *cpu], default=0) > 0:
+            label = f"{record.device}: slope {record.figures.get('slope', 0):.3f}"
+            axes.plot([each / 1e6 for each in size], cpu, "o-", label=_drawn(label))
+            axes.plot([each / 1e6 for each in size], [cpu[0] * each / size[0] for each in size], ":", label="linear")
+            found = True
+    axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="CPU seconds", title="CPU time over text")
+    if found:
+        axes.legend()
+    return found
+
+
+def _draw_quality(axes: Any, records: Sequence[Record]) -> bool:
+    """F1 over speed of gpudedup and of every peer."""
+    found = False
+    for record in records:
+        if record.suite == "quality" and {"f1_share", "text_megabytes_per_second"} <= set(record.figures):
+            speed, f1 = record.figures["text_megabytes_per_second"], record.figures["f1_share"]
+            axes.plot([speed], [f1], "o")
+            axes.annotate(_drawn(f"{record.program}, {record.case}"), (speed, f1), fontsize="x-small")
+            found = True
+    axes.set(xscale="log", xlabel="MB of text a second", ylabel="F1 of removals", title="Quality against speed")
+    return found
+
+
+def _draw_s_curve(axes: Any, records: Sequence[Record]) -> bool:
+    """Recall of pairs over their similarity, and the curve of theory."""
+    found = False
+    curves = [record for record in records if {"similarity", "recall", "theory"} <= set(record.curves)]
+    pooled = [record for record in curves if "all sets" in record.case]
+    for record in pooled or curves:
+        if record.curves["similarity"]:
+            (line,) = axes.plot(
+                record.curves["similarity"], record.curves["recall"], "o", markersize=3, label=_drawn(record.case)
+            )
+            axes.plot(record.curves["similarity"], record.curves["theory"], "-", color=line.get_color(), linewidth=0.8)
+            found = True
+    axes.set(xlabel="Jaccard similarity", ylabel="share of pairs compared", title="S-curve: dots measured, line theory")
+    if found:
+        axes.legend(fontsize="x-small")
+    return found
+
+
+def _drawn(text: str) -> str:
+    """As a label that matplotlib does not take as a formula."""
+    return text.replace("$", r"\$")
+
+
+def write_summary(folder: Path, records: Sequence[Record], compared: Sequence[Comparison] = ()) -> list[str]:
+    """summary.md and, with matplotlib, pictures; the names of the files. Raises OutputError."""
+    pictures = write_pictures(folder, records) if has_matplotlib() else []
+    with atomic_file(folder / "summary.md") as file:
+        file.write_text(markdown(records, pictures, compared), encoding="utf-8")
+    return ["summary.md", *pictures]

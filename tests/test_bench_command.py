@@ -1,0 +1,408 @@
+"""`gpudedup bench` as a user calls it; comparisons, summaries; and that its checks find what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import gpudedup
+from gpudedup.backends.cpu import CpuBackend
+from gpudedup.bench.compare import compare
+from gpudedup.bench.devices import Device, present_devices
+from gpudedup.bench.inputs import Inputs, made
+from gpudedup.bench.measure import Measured
+from gpudedup.bench.record import Host, Record, Spread, Text, new_record, read_records, write_records
+from gpudedup.bench.suites import Order, match, signatures
+from gpudedup.bench.suites.end_to_end import check_planted
+from gpudedup.bench.summary import markdown, sections, write_pictures
+from gpudedup.errors import BenchmarkError, DeviceError, ParameterError
+from gpudedup.params import make_params
+
+MAIN = [sys.executable, "-c", "from gpudedup.cli import main; main()", "bench"]
+SUITES = ("transfers", "signatures", "short-texts", "match", "end-to-end", "scaling", "memory")
+
+
+def called(folder: Path, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with ``folder`` for temporary files."""
+    environment = {**os.environ, "TMPDIR": str(folder), "GPUDEDUP_DISABLE_GPU": "1"}
+    command = [*MAIN, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record], str]:
+    """(--out, its records, stdout) of a bench over next to nothing."""
+    tmp, out = tmp_path_factory.mktemp("tmp"), tmp_path_factory.mktemp("out") / "made" / "here"
+    suites = [part for name in SUITES for part in ("--suite", name)]
+    done = called(tmp, "--quick", "--size", "1MB", "--repeat", 2, "--json", "--out", out, *suites)
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp) == []
+    return out, read_records(out / "results.jsonl"), done.stdout
+
+
+def test_every_suite_measures_and_says_how(quick: tuple[Path, list[Record], str]) -> None:
+    _, records, _ = quick
+    assert list(dict.fromkeys(record.suite for record in records)) == list(SUITES)
+    for record in records:
+        assert record.cannot is None
+        assert record.seconds is not None
+        assert record.clock
+        assert record.checked
+        assert record.repeats in (1, 2)
+        assert record.peak_bytes is not None
+        assert record.cpu_seconds is not None
+        assert record.host.cores >= 1
+    tiers = {record.device for record in records if record.suite == "signatures"}
+    assert tiers == {str(device) for device in present_devices(["cpu"])[0]}
+
+
+def test_json_is_what_is_written(quick: tuple[Path, list[Record], str]) -> None:
+    out, records, stdout = quick
+    assert stdout == (out / "results.jsonl").read_text()
+    assert [json.loads(line)["case"] for line in stdout.splitlines()] == [record.case for record in records]
+
+
+def test_figures_agree(quick: tuple[Path, list[Record], str]) -> None:
+    """Rates are bytes over medians, bytes are those of the corpus, and stages are within the whole."""
+    for record in quick[1]:
+        assert record.seconds is not None
+        if "text_megabytes_per_second" in record.figures and record.corpus:
+            rate = record.corpus.text_bytes / record.seconds.median / 1e6
+            assert record.figures["text_megabytes_per_second"] == pytest.approx(rate)
+        if record.suite == "end-to-end":
+            stages = sum(record.figures[f"{name}_seconds"] for name in ("sign", "match", "verify", "decide", "apply"))
+            assert stages < record.seconds.most
+            assert record.corpus is not None
+            assert record.corpus.text_bytes == record.figures["text_bytes"]
+
+
+def test_a_summary_is_written(quick: tuple[Path, list[Record], str]) -> None:
+    page = (quick[0] / "summary.md").read_text()
+    for name in SUITES:
+        assert f"## {name}" in page
+    assert "inside the clock" in page
+    assert "checked" in page
+
+
+def test_a_result_compares_with_itself(quick: tuple[Path, list[Record], str], tmp_path: Path) -> None:
+    before = quick[0] / "results.jsonl"
+    done = called(tmp_path, "--quick", "--size", "1MB", "--repeat", 2, "--suite", "match", "--compare", before)
+    assert done.returncode == 0, done.stderr
+    assert "now / before" in done.stdout
+    assert "1,000 signatures" in done.stdout
+    assert done.stderr == ""  # progress is for terminals
+
+
+def test_files_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    texts = [f"row {number} says " + " ".join(f"w{number}x{i}" for i in range(80)) for number in range(50)] * 2
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    given = ("--quick", "--repeat", 1, "--json", "--device", "cpu", "--suite", "signatures", "--suite", "end-to-end")
+    done = called(tmp_path / "tmp", *given, "--input", tmp_path / "a.jsonl", "--text-column", "body")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    size = sum(map(len, texts))
+    assert {(one["corpus"]["name"], one["corpus"]["documents"], one["corpus"]["text_bytes"]) for one in found} == {
+        ("input", 100, size)
+    }
+    assert [one["figures"]["removed"] for one in found if one["suite"] == "end-to-end"] == [50, 50]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "speed"], "there is no suite 'speed'"),
+        (["--mix", "latin"], "there is no mix 'latin'"),
+        (["--size", "much"], "--size must be bytes or text"),
+        (["--size", "10"], "--size must be at least 1 MB"),
+        (["--device", "tpu"], "--device must be"),
+        (["--peers", "/nowhere"], "--peers /nowhere is not a directory"),
+    ],
+)
+def test_mistakes_are_one_line(command: Any, arguments: list[str], message: str) -> None:
+    done = command("bench", *arguments, code=2)
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_wrong_files_are_one_line(command: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text\n")
+    for arguments, code, message in (
+        (["--compare", tmp_path / "none.jsonl"], 3, "cannot read"),
+        (["--compare", tmp_path / "file"], 3, "is no result of gpudedup bench"),
+        (["--out", tmp_path / "file" / "below"], 1, "cannot be made"),
+        (["--input", tmp_path / "none.parquet", "--suite", "transfers"], 3, "none.parquet"),
+        (["--device", "cuda:7", "--suite", "match"], 5, "cuda:7 is not available"),
+    ):
+        done = command("bench", *arguments, code=code)
+        assert message in done.err
+        assert done.err.count("\n") == 1
+
+
+def test_no_room_is_one_line(tmp_path: Path) -> None:
+    done = called(tmp_path, "--suite", "transfers", "--size", "9000TB")
+    assert done.returncode == 1
+    assert "are free in" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+    def little() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    done = called(tmp_path, "--suite", "transfers", "--size", "4MB", preexec_fn=little)
+    assert done.returncode == 1
+    assert "cannot make a corpus" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_bench_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [*MAIN, "--suite", "transfers", "--size", "300MB"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    family = wait_for(lambda: descendants(process.pid))
+    wait_for(lambda: list(tmp_path.rglob("part-*.parquet")))
+    family |= descendants(process.pid)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert err == f"gpudedup: stopped by {number.name}; what was unfinished has been removed\n"
+    assert os.listdir(tmp_path) == []
+    assert not [pid for pid in family if alive(pid)]
+
+
+def wait_for(look: Callable[[], Any]) -> Any:
+    for _ in range(600):
+        if found := look():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def descendants(pid: int) -> set[int]:
+    found, queue = set(), [pid]
+    for parent in queue:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                children = [int(child) for child in task.read_text().split()]
+            except OSError:
+                continue
+            queue += children
+            found.update(children)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- devices
+
+
+def test_devices_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GPUDEDUP_DISABLE_GPU", "1")
+    devices, reason = present_devices([])
+    assert devices[-1] == Device("cpu", "baseline")
+    assert reason is not None
+    assert "GPUDEDUP_DISABLE_GPU" in reason
+    monkeypatch.setenv("GPUDEDUP_CPU", "baseline")
+    assert present_devices(["cpu"]) == ((Device("cpu", "baseline"),), None)
+    with pytest.raises(DeviceError, match="cuda:0 is not available"):
+        present_devices(["cuda"])
+    with pytest.raises(ParameterError, match="--device must be"):
+        present_devices(["cpu", "gpu"])
+
+
+# --------------------------------------------------------------------------------------------------------------- checks
+
+
+def order_in(folder: Path, **options: Any) -> Order:
+    own: dict[str, Any] = {"devices": present_devices(["cpu"])[0], "text_bytes": 1_000_000, "repeat": 1, "quick": True}
+    return Order(folder, **{**own, **options})
+
+
+def test_wrong_signatures_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(case: str, arguments: Any, *, environment: dict[str, str], **options: Any) -> Measured:
+        wrong = environment["GPUDEDUP_CPU"] != "baseline"
+        counts = {"documents": 1.0, "text_bytes": 1.0, "units": 1.0}
+        return Measured(1, Spread.of([1.0]), 1.0, 1, counts, "cpu", "wrong" if wrong else "right")
+
+    monkeypatch.setattr(signatures, "measure", measured)
+    text = Inputs("own", ("a",), "text", 1, 1)
+    order = order_in(tmp_path, devices=(Device("cpu", "avx2"), Device("cpu", "baseline")))
+    with pytest.raises(BenchmarkError, match=r"cpu \(avx2\) are not those of the CPU's baseline tier"):
+        list(signatures.signed("signatures", order, text, {}, "clock"))
+    only = order_in(tmp_path, devices=(Device("cpu", "avx2"),))
+    with pytest.raises(BenchmarkError, match="not those of"):
+        list(signatures.signed("signatures", only, text, {}, "clock"))
+
+
+def test_one_wrong_lane_is_another_fingerprint() -> None:
+    backend = CpuBackend(make_params({"workers": 1}), "")
+    (batch,) = backend.sign([signatures.ToSign(pa.array(["one two three four five six"]), lanes=True)])
+    before = signatures.fingerprint([batch])
+    batch.lanes[0, 100] ^= 1
+    assert signatures.fingerprint([batch]) != before
+
+
+def test_wrong_decisions_are_found(tmp_path: Path) -> None:
+    documents, options = 20_000, {"verify": "signature"}
+    match.signed_run(str(tmp_path / "run"), documents, 1, options).run()
+    work = match.decided(str(tmp_path / "run"), documents, 1, {**options, "device": "cpu"})
+    work.check(work.run())
+    file = tmp_path / "run" / "decide" / "removed.arrow"
+    table = pa.ipc.open_file(pa.BufferReader(file.read_bytes())).read_all()
+    generated = match.Generated(documents)
+    cluster = np.concatenate([generated.block(number).cluster for number in range(generated.blocks)])
+    stranger, own = int(np.flatnonzero(cluster < 0)[0]), table["document"].to_pylist()
+    faults = (
+        ("document", lambda values: [stranger, *values[1:]], "is like no other"),
+        ("keeper", lambda values: [own[-1], *values[1:]], "is like no other|by the definition"),
+        ("similarity", lambda values: [value / 2 for value in values], "by the definition"),
+    )
+    for name, change, message in faults:
+        column = table.schema.get_field_index(name)
+        values = pa.array(change(table[name].to_pylist()), table[name].type)
+        changed = table.set_column(column, table.schema.field(name), values)
+        with pa.ipc.new_file(str(file), table.schema) as out:
+            out.write_table(changed)
+        with pytest.raises(BenchmarkError, match=message):
+            match.check_decision(tmp_path / "run", generated, make_params(options))
+    with pa.ipc.new_file(str(file), table.schema) as out:
+        out.write_table(table.slice(0, 0))
+    with pytest.raises(BenchmarkError, match="by the definition"):
+        match.check_decision(tmp_path / "run", generated, make_params(options))
+
+
+def test_removals_of_a_made_corpus_are_held_to_what_was_planted(tmp_path: Path) -> None:
+    text = made(order_in(tmp_path))
+    removed = gpudedup.run(list(text.files), tmp_path / "run", output="none").removed
+    check_planted(removed, text)
+    exact = removed["reason"].to_pylist().index("exact")
+    with pytest.raises(BenchmarkError, match="exact copy"):
+        check_planted(removed.filter(pa.array(np.arange(len(removed)) != exact)).slice(0, 0), text)
+    rows = removed["keeper_row"].to_pylist()
+    stray = removed.set_column(
+        removed.schema.get_field_index("keeper_row"),
+        "keeper_row",
+        pa.array([1 - min(row, 1) for row in rows], pa.int64()),
+    )
+    with pytest.raises(BenchmarkError, match="was not made from"):
+        check_planted(stray, text)
+
+
+def test_text_of_a_corpus_is_counted(tmp_path: Path) -> None:
+    text = made(order_in(tmp_path))
+    tables = [pq.read_table(file)["text"].to_pylist() for file in text.files]
+    assert text.documents == sum(map(len, tables))
+    assert text.text_bytes == sum(len(one.encode()) for table in tables for one in table)
+    assert made(order_in(tmp_path)) == text
+
+
+# ---------------------------------------------------------------------------------------------------------- comparisons
+
+
+def timed(*seconds: float, **fields: Any) -> Record:
+    own: dict[str, Any] = {"suite": "signatures", "case": "english", "device": "cpu (avx2)", "seed": 1}
+    spread = Spread.of(seconds)
+    return new_record(**{**own, "seconds": spread, "repeats": len(seconds), **fields})
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "verdict", "ratio"),
+    [
+        ((1.0, 1.1, 1.2), (2.0, 2.1, 2.2), "faster", 1.1 / 2.1),
+        ((2.0, 2.1, 2.2), (1.0, 1.1, 1.2), "slower", 2.1 / 1.1),
+        ((1.0, 1.5, 2.0), (1.2, 1.6, 2.1), "within noise", 1.5 / 1.6),
+        ((1.0, 1.0, 1.0), (1.02, 1.02, 1.02), "within noise", 1 / 1.02),  # below what processes differ by
+        ((1.0,), (2.0,), "one repeat tells nothing", 0.5),
+        ((0.0, 0.0), (0.0, 0.0), "within noise", None),
+    ],
+)
+def test_verdicts(now: tuple[float, ...], before: tuple[float, ...], verdict: str, ratio: float | None) -> None:
+    ((one,), left_out) = compare([timed(*now)], [timed(*before)])
+    if ratio is not None:
+        assert (one.verdict, left_out) == (verdict, [])
+        assert one.ratio == pytest.approx(ratio)
+        assert one.least == pytest.approx(min(now) / max(before))
+        assert one.most == pytest.approx(max(now) / min(before))
+
+
+def test_only_like_is_compared_with_like() -> None:
+    text, other = (Text(name="mixed", documents=1, text_bytes=size) for size in (10, 11))
+    before = [timed(1.0, corpus=text), timed(1.0, case="b", seed=1), timed(1.0, case="gone")]
+    now = [timed(1.0, corpus=other), timed(1.0, case="b", seed=2), timed(1.0, case="new")]
+    found, left_out = compare(now, before)
+    assert found == []
+    assert len(left_out) == 4
+    assert sum("other text, parameters or seed" in line for line in left_out) == 2
+
+
+def test_other_circumstances_are_said() -> None:
+    host = Host(system="", cpu="another", cores=1, memory_bytes=1, gpus=(), python="3", pyarrow="1", numpy="1")
+    ((one,), _) = compare([timed(1.0)], [timed(1.0, host=host, clock="more")])
+    assert one.differs == ("machine", "Python or libraries", "what is inside the clock")
+
+
+# ------------------------------------------------------------------------------------------------------------ summaries
+
+
+def test_hostile_results_are_harmless(tmp_path: Path, command: Any) -> None:
+    """Whatever stands in a file of results reaches neither a terminal nor Markdown as a command."""
+    hostile = "\x1b[31m|[x](y)<img src=z>\u202e`\n# head"
+    record = timed(1.0, case=hostile, clock=hostile, checked=hostile, suite=hostile)
+    page = markdown([record])
+    assert "<img" not in page.replace("\\<", "")
+    assert "\n# head" not in page
+    assert "](y)" not in page.replace("\\]", "")
+    write_records(tmp_path / "a.jsonl", [record])
+    done = command("bench", "--suite", "match", "--size", "1MB", "--repeat", 1, "--compare", tmp_path / "a.jsonl")
+    assert "\x1b[31m" not in done.out
+    assert "\u202e" not in done.out
+
+
+def test_what_could_not_be_measured_stands_in_the_table() -> None:
+    (one,) = sections([timed(1.0), new_record("signatures", "b", device="cuda:0", seed=1, cannot="no such GPU")])
+    assert "not measured: b, cuda:0: no such GPU" in one.notes
+    assert any("cannot" in row for row in one.table.rows)
+
+
+def test_pictures(quick: tuple[Path, list[Record], str], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    curve = {"similarity": [0.5, 0.9], "recall": [0.2, 1.0], "theory": [0.3, 0.99]}
+    quality = timed(1.0, suite="quality", curves=curve, figures={"f1_share": 0.99, "text_megabytes_per_second": 5.0})
+    slope = timed(
+        1.0, suite="scaling", curves={"text_bytes": [1.0, 2.0], "cpu_seconds": [1.0, 2.1]}, figures={"slope": 1.0}
+    )
+    names = write_pictures(tmp_path, [*quick[1], quality, slope])
+    assert names == ["stages.svg", "scaling.svg", "quality.svg", "s-curve.svg"]
+    for name in names:
+        assert (tmp_path / name).read_text().startswith("<?xml")
+        assert (tmp_path / name).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    first = (tmp_path / "scaling.svg").read_bytes()
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    write_pictures(tmp_path, [*quick[1], quality, slope])
+    assert (tmp_path / "scaling.svg").read_bytes() == first
