@@ -20,6 +20,7 @@ import gpudedup
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.bench.corpus import make_corpus
+from gpudedup.bench.devices import Device
 from gpudedup.bench.peers.run import QUALITY_BYTES, QUICK_BYTES, SLOW_BYTES, Corpora, Corpus, corpus_of, records
 from gpudedup.bench.quality import (
     Agreement,
@@ -33,7 +34,7 @@ from gpudedup.bench.quality import (
     unproven,
 )
 from gpudedup.bench.record import Record, Text, new_record
-from gpudedup.bench.suites import Device, Order
+from gpudedup.bench.suites import Order
 from gpudedup.bench.truth import I64, Pairs, shingle_sets, similar_pairs
 from gpudedup.bench.words import MIXES
 from gpudedup.errors import BenchmarkError, InputError
