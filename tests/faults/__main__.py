@@ -1,11 +1,12 @@
 """All faults against all jobs, or one again.
 
-    python -m tests.faults [--seed 1] [--kills 200] [--stops 200] [--others 40] [--processes 2]
+    python -m tests.faults [--seed 1] [--kills 200] [--stops 200] [--others 40] [--every 1]
+                           [--processes 2]
     python -m tests.faults --job JOB --fault FAULT --at NUMBER
 
 Kills and stops (SIGTERM) at seeded events of both jobs, drawn from every folder of the run, and as many of each other
-fault as --others says; no room and an input/output error at every operation but those that remove. Prints JSON: how
-many trials, which failed, and how to see that again.
+fault as --others says; no room and an input/output error at every operation (or each --every-th one) but those that
+remove. Prints JSON: how many trials, which failed, and how to see that again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def planned(laboratory: Laboratory, given: argparse.Namespace) -> Iterator[tuple
             share = count // len(JOBS) + (number < count % len(JOBS))
             yield from ((job, fault, at) for at in laboratory.points(job, fault, share, given.seed))
         for fault in ("full", "io"):
-            events = laboratory.undisturbed(job).events
-            yield from ((job, fault, event.number) for event in events if not event.removes)
+            events = [event for event in laboratory.undisturbed(job).events if not event.removes]
+            yield from ((job, fault, event.number) for event in events[given.seed % given.every :: given.every])
         yield job, "short", 1
         yield from ((job, "clock", every) for every in (1, 2, 7))
 
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--stops", type=int, default=200)
     parser.add_argument("--others", type=int, default=40)
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--job", choices=sorted(JOBS))
     parser.add_argument("--fault")
