@@ -33,7 +33,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from common import cache_directory, corpus_files, read_texts, text_bytes
 from gpu_target import REHEARSAL, Target, Timed, description, open_target, rehearse
-from job import decode
 
 import gpudedup
 from gpudedup import _cpu
@@ -45,6 +44,7 @@ from gpudedup.backends.cuda.backend import PIECE_BYTES, CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Stream
 from gpudedup.backends.cuda.sign import Request, Signer
 from gpudedup.bench.corpus import join
+from gpudedup.bench.inputs import texts as decoded
 from gpudedup.bench.noise import fraction, noise
 from gpudedup.bench.words import load_pool
 from gpudedup.machine import available_memory_bytes, worker_count
@@ -494,8 +494,13 @@ def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float)
     files = corpus_files("mixed", sizes.megabytes)
     documents, size = text_bytes(files)
     arrow = pa.table({"text": read_texts(files).combine_chunks()})
-    decode(files)  # the files are in the page cache from here on
-    decoding = min(on_host(2, lambda _: decode(files)))
+
+    def decode(_: int) -> None:
+        for _text in decoded(files, "text"):
+            pass
+
+    decode(0)  # the files are in the page cache from here on
+    decoding = min(on_host(2, decode))
     for name, floor, work in (
         ("Arrow in memory to mask", size / ceilings.up, lambda device: from_arrow(arrow, device)),
         ("Parquet to mask", max(decoding, size / ceilings.up), lambda device: from_parquet(files, device)),

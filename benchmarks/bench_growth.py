@@ -1,8 +1,7 @@
-"""Growth: CPU time at eight times the text, and clusters made to be quadratic. Ratios, so each case has its base."""
+"""Clusters made to be quadratic: CPU time over that of a base. Growth with text is the suite scaling of the bench."""
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,42 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from common import ROUNDS, cache_directory, corpus_files, count, load, run_job
+from common import ROUNDS, cache_directory, count, load
 
+from gpudedup.bench.measure import measure
 from gpudedup.bench.noise import mix, noise
 from gpudedup.bench.words import Pool, load_pool
 
-STEPS = (1, 2, 4, 8)
-STEP_MEGABYTES = 125
 
-
-def cpu_seconds(files: list[str], rounds: int) -> tuple[float, dict[str, Any]]:
-    """Median CPU seconds of the job without start-up, and the report of one round."""
-    reports = [run_job(files, output="mask").report for _ in range(rounds)]
-    return statistics.median(report["cpu_seconds"] for report in reports), reports[-1]
-
-
-@pytest.mark.parametrize("mix_name", ["mixed"])
-def bench_eightfold(benchmark: Any, mix_name: str) -> None:
-    """The same cluster law at 1, 2, 4 and 8 times the text."""
-    found: dict[int, tuple[float, dict[str, Any]]] = {}
-
-    def grow() -> None:
-        for step in STEPS:
-            found[step] = cpu_seconds(corpus_files(mix_name, step * STEP_MEGABYTES, plain=True), ROUNDS)
-
-    benchmark.pedantic(grow, rounds=1)
-    base, base_report = found[1]
-    benchmark.extra_info.update(
-        cpu_seconds={step: round(seconds, 3) for step, (seconds, _) in found.items()},
-        text_bytes={step: report["text_bytes"] for step, (_, report) in found.items()},
-        cpu_ratio=round(found[8][0] / base, 2),
-        text_ratio=round(found[8][1]["text_bytes"] / base_report["text_bytes"], 2),
-        load=load(),
-    )
-
-
-# ------------------------------------------------------------------------------------------------- hostile clusters
+def cpu_seconds(files: list[str], rounds: int) -> tuple[float, dict[str, float]]:
+    """Median CPU seconds of the job without start-up, and its counts."""
+    with tempfile.TemporaryDirectory(dir=cache_directory()) as work:
+        arguments = {"files": files, "work": work, "options": {"output": "mask", "tmp": work}}
+        found = measure("gpudedup.bench.suites.end_to_end:job", arguments, repeat=rounds, whole=True)
+    assert not isinstance(found, str), found
+    return found.figures["job_cpu_seconds"], found.figures
 
 
 def unrelated(pool: Pool, number: int, words: int) -> pa.Array:
@@ -76,7 +53,7 @@ def texts(pool: Pool, words: Any) -> pa.Array:
     )
 
 
-def cost(make: Callable[[], pa.Array], rounds: int) -> tuple[float, dict[str, Any]]:
+def cost(make: Callable[[], pa.Array], rounds: int) -> tuple[float, dict[str, float]]:
     with tempfile.TemporaryDirectory(dir=cache_directory()) as work:
         file = str(Path(work, "part-0.parquet"))
         pq.write_table(pa.table({"text": make()}), file, compression="zstd", use_dictionary=False)
@@ -112,7 +89,7 @@ def bench_bucket_of_a_million_below_threshold(benchmark: Any, pool: Pool) -> Non
 
 
 def _compare(benchmark: Any, hard: Callable[[], pa.Array], base: Callable[[], pa.Array], rounds: int = ROUNDS) -> None:
-    found: list[tuple[float, dict[str, Any]]] = []
+    found: list[tuple[float, dict[str, float]]] = []
     benchmark.pedantic(lambda: found.extend([cost(hard, rounds), cost(base, rounds)]), rounds=1)
     (seconds, report), (base_seconds, base_report) = found
     benchmark.extra_info.update(

@@ -5,7 +5,6 @@ device, so that every line of the suites has run before it meets a GPU. Figures 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from run import commit
 
 from gpudedup import machine
 from gpudedup.backends.cuda import cupy_device, detect, program
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Scalar, Stream
+from gpudedup.bench.record import commit
 
 TESTS = str(Path(__file__).resolve().parent.parent / "tests")
 REHEARSAL = os.environ.get("GPUDEDUP_REHEARSE") == "1"
@@ -149,7 +148,7 @@ def description() -> dict[str, Any]:
         "pyarrow": host.pyarrow,
         "numpy": host.numpy,
         "gpudedup": _version("gpudedup"),
-        "commit": os.environ.get("GPUDEDUP_COMMIT") or (commit() if shutil.which("git") else "unknown"),
+        "commit": os.environ.get("GPUDEDUP_COMMIT") or commit() or "unknown",
         "gpu": gpu.name,
         "gpus": len(found.gpus),
         "capability": gpu.capability,

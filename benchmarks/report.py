@@ -6,9 +6,12 @@ The newest result of each suite and machine counts. Nothing here measures.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from gpudedup.bench.record import Record, read_records
+from gpudedup.bench.summary import about, host_line, sections_markdown
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "performance.md"
@@ -16,12 +19,11 @@ Result = dict[str, Any]
 
 HEAD = """# Performance
 
-Made by `python benchmarks/report.py` from the files in `benchmarks/results/`; do not edit. How a figure comes about:
-`python benchmarks/run.py SUITE` (sign, job, match, growth, memory, import); peers: `gpudedup bench --suite quality`.
-MB is 10^6 bytes of UTF-8 text. Signatures are compared with the reference before they are timed. `load` is how many
-processes wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long,
-and CPU-seconds tell more. Corpora: `benchmarks/corpus.py` (seeded; web-like lengths, clusters by a power law, ten kinds
-of copies); signatures without text: `benchmarks/generated.py`.
+Made by `python benchmarks/report.py` from the files in `benchmarks/results/`; do not edit. `gpudedup bench --out DIR`
+makes a `results.jsonl`, kept there as `MACHINE-DATE.jsonl`; `python benchmarks/run.py` makes the figures of growth and
+start-up. MB is 10^6 bytes of UTF-8 text. Every result was checked before its time counted. `load` is how many processes
+wanted a core in the minute before; where it is above the cores that a case uses, its wall times are too long, and
+CPU-seconds tell more.
 """
 
 SIGN_BARS = {
@@ -259,13 +261,73 @@ SECTIONS = {
 }
 
 
+def newest_bench(folder: Path) -> Iterator[list[Record]]:
+    """Of each machine the records of its last results.jsonl."""
+    found: dict[tuple[str, int], list[Record]] = {}
+    for records in sorted(map(read_records, sorted(folder.glob("*.jsonl"))), key=lambda records: records[0].date):
+        found[records[0].host.cpu, records[0].host.cores] = records
+    yield from found.values()
+
+
+def bench(records: Sequence[Record]) -> str:
+    """A whole result, suite by suite, and how it stands to the bars."""
+    loads = [record.load for record in records if record.load is not None]
+    load = f"; load {min(loads)} to {max(loads)}" if loads else ""
+    rows = [[what, figure, f"{bar}: {verdict(good)}"] for what, figure, bar, good in bars(records)]
+    parts = [f"{host_line(records[0].host)}; {about(records[0])}{load}."]
+    parts += [table("what | figure | bar", rows)] if rows else []
+    return "\n\n".join(parts).rstrip() + "\n\n" + "\n".join(sections_markdown(records, level=3))
+
+
+def bars(records: Sequence[Record]) -> Iterator[tuple[str, str, str, bool]]:
+    """(what, its figure, the bar, whether it holds) of what was measured."""
+    for record in records:
+        if "slope" in record.figures:
+            slope = record.figures["slope"]
+            yield "slope of log CPU time over log text", f"{slope:.3f}", "<= 1.03", slope <= 1.03
+        if record.suite == "memory" and record.peak_bytes and record.corpus and record.corpus.text_bytes >= 1.9e9:
+            peak = record.peak_bytes / 1e6
+            yield (
+                f"peak memory at {record.corpus.text_bytes / 1e9:.1f} GB of text",
+                f"{peak:.0f} MB",
+                "1 GB",
+                peak <= 1000,
+            )
+    whole = [
+        record for record in records if "text_megabytes_per_second" in record.figures and record.suite == "quality"
+    ]
+    for case in dict.fromkeys(record.case for record in whole):
+        speed = {r.program: r.figures["text_megabytes_per_second"] for r in whole if r.case == case}
+        ours = speed.pop("gpudedup", None)
+        if ours and speed:
+            best = max(speed, key=lambda name: speed[name])
+            yield (
+                f"{case}: over the fastest peer, {best}",
+                f"{ours / speed[best]:.1f} times",
+                "10",
+                ours >= 10 * speed[best],
+            )
+            if "rensa" in speed:
+                yield f"{case}: over rensa", f"{ours / speed['rensa']:.1f} times", "20", ours >= 20 * speed["rensa"]
+    for record in records:
+        if record.suite == "quality" and "all sets" in record.case and "f1_share" in record.figures:
+            f1 = record.figures["f1_share"]
+            yield f"F1, {record.case}", f"{f1:.4f}", "0.995", f1 >= 0.995
+            if "least_f1_share" in record.figures:
+                least = record.figures["least_f1_share"]
+                yield f"least F1 of a set, {record.case}", f"{least:.4f}", "0.99", least >= 0.99
+            names = ("candidates_recall_share", "promised_recall_share")
+            if set(names) <= set(record.figures):
+                found, promised = (record.figures[name] for name in names)
+                yield f"recall of candidates, {record.case}", f"{found:.4f}", f"{promised}", found >= promised
+
+
 def render(folder: Path, notes: str) -> str:
     results: list[Result] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    parts = [HEAD]
+    parts = [HEAD, *(f"## gpudedup bench\n\n{bench(records)}" for records in newest_bench(folder))]
     for suite, (title, show) in SECTIONS.items():
-        found = newest(results, suite)
-        body = "\n".join(show(result) for result in found) if found else "No result yet.\n"
-        parts.append(f"## {title}\n\n{body}")
+        if found := newest(results, suite):
+            parts.append(f"## {title}\n\n" + "\n".join(show(result) for result in found))
     return "\n".join([*parts, notes.strip() + "\n"])
 
 

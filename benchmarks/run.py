@@ -1,15 +1,14 @@
 """Runs suites and writes benchmarks/results/MACHINE-DATE-SUITE.json.
 
-    python benchmarks/run.py [sign] [job] [match] [growth] [memory] [import]      all without a name
+    python benchmarks/run.py [growth] [import]      both without a name
 
-The suite `sign` runs once per instruction-set tier of this machine. Figures of a busy machine are marked by `load`.
+All else is measured by `gpudedup bench`. Figures of a busy machine are marked by `load`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,11 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gpudedup import _cpu
+from gpudedup.bench.record import commit
 from gpudedup.machine import description
 
 HERE = Path(__file__).resolve().parent
-SUITES = ("sign", "job", "match", "growth", "memory", "import")
+SUITES = ("growth", "import")
 
 
 def machine() -> dict[str, Any]:
@@ -37,18 +36,8 @@ def machine() -> dict[str, Any]:
         "pyarrow": found.pyarrow,
         "numpy": found.numpy,
         "gpudedup": version("gpudedup"),
-        "commit": commit(),
+        "commit": commit() or "unknown",
     }
-
-
-def commit() -> str:
-    """The commit measured; with + if files differ from it."""
-    git = ["git", "-C", str(HERE)]
-    head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno", "--", "../gpudedup", "../csrc"], capture_output=True, text=True
-    )
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else "unknown"
 
 
 def result_path(folder: Path, suite: str) -> Path:
@@ -57,13 +46,12 @@ def result_path(folder: Path, suite: str) -> Path:
     return folder / f"{name}-{date.today().isoformat()}-{suite}.json"
 
 
-def run_suite(suite: str, tier: str | None) -> list[dict[str, Any]]:
+def run_suite(suite: str) -> list[dict[str, Any]]:
     """The cases of one pytest-benchmark run, each with its times and extra_info."""
     with tempfile.TemporaryDirectory() as work:
         out = Path(work, "out.json")
-        environment = dict(os.environ, **({"GPUDEDUP_CPU": tier} if tier else {}))
         command = [sys.executable, "-m", "pytest", "-q", str(HERE / f"bench_{suite}.py"), f"--benchmark-json={out}"]
-        code = subprocess.run(command, env=environment, cwd=HERE).returncode
+        code = subprocess.run(command, cwd=HERE).returncode
         if not out.exists() or not out.stat().st_size:
             sys.exit(code or 1)
         benchmarks = json.loads(out.read_text())["benchmarks"]
@@ -94,9 +82,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no suite {sorted(unknown)[0]!r}; there are {', '.join(SUITES)}")
     for suite in given.suites or SUITES:
-        tiers: list[str | None] = list(_cpu.available_tiers().split()) if suite == "sign" else [None]
-        cases = [case for tier in tiers for case in run_suite(suite, tier)]
-        write_result(result_path(given.results, suite), suite, cases)
+        write_result(result_path(given.results, suite), suite, run_suite(suite))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,7 @@ sys.path.insert(0, str(BENCHMARKS))
 import report  # noqa: E402
 
 CASES = {
-    "sign": "english",
-    "job": "mixed and mask and 768",
-    "match": "generated",
     "growth": "near_copies",
-    "memory": "huge or stream",
     "import": "bench_import",
 }
 

@@ -200,15 +200,19 @@ def markdown(records: Sequence[Record], pictures: Sequence[str] = (), compared: 
     for host in dict.fromkeys(record.host for record in records):
         first = next(record for record in records if record.host == host)
         lines += [f"{_plain(about(first))}. {_plain(host_line(host))}.", ""]
-    lines += [LEGEND, ""]
-    for one in sections(records):
-        lines += [f"## {_plain(one.title)}", "", *_markdown_table(one.table), ""]
-        lines += [f"- {_plain(note)}" for note in one.notes]
-        lines.append("")
+    lines += [LEGEND, "", *sections_markdown(records)]
     if compared:
         lines += ["## Compared with an earlier result", "", *_markdown_table(comparison_table(compared)), ""]
     lines += [f"![{Path(name).stem}]({name})" for name in pictures] or [HOW_TO_GET_PICTURES]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def sections_markdown(records: Sequence[Record], level: int = 2) -> Iterator[str]:
+    """The lines of all suites, under headings of a level."""
+    for one in sections(records):
+        yield from (f"{'#' * level} {_plain(one.title)}", "", *_markdown_table(one.table), "")
+        yield from (f"- {_plain(note)}" for note in one.notes)
+        yield ""
 
 
 def _markdown_table(table: Table) -> list[str]:
@@ -262,23 +266,23 @@ def write_pictures(folder: Path, records: Sequence[Record]) -> list[str]:
 
 
 def _draw_stages(axes: Any, records: Sequence[Record]) -> bool:
-    """Throughput of each stage of whole jobs, and of what surrounds them."""
-    bars = []
+    """Throughput of each stage of whole jobs, and of the jobs; dots, since the axis is logarithmic."""
+    names = [*STAGES, "whole job"]
+    found = False
     for record in records:
         if record.suite == "end-to-end" and record.corpus and record.seconds:
-            for stage in STAGES:
-                if (seconds := record.figures.get(f"{stage}_seconds", 0)) > 0:
-                    bars.append((f"{stage}: {record.case}, {record.device}", record.corpus.text_bytes / seconds / 1e6))
-            bars.append((f"whole job: {record.case}, {record.device}", record.figures["text_megabytes_per_second"]))
-    if not bars:
-        return False
-    names, rates = zip(*reversed(bars), strict=True)
-    axes.barh(range(len(names)), rates)
-    axes.set_yticks(range(len(names)), [_drawn(name) for name in names], fontsize="x-small")
-    axes.set_xscale("log")
-    axes.set_xlabel("MB of text a second")
-    axes.set_title("Throughput by stage")
-    return True
+            seconds = {stage: record.figures.get(f"{stage}_seconds", 0.0) for stage in STAGES}
+            seconds["whole job"] = record.seconds.median
+            points = [(record.corpus.text_bytes / seconds[name] / 1e6, name) for name in names if seconds[name] > 0]
+            axes.plot(*zip(*points, strict=True), "o", label=_drawn(f"{record.case}, {record.device}"))
+            found = True
+    axes.set(xscale="log", xlabel="MB of text a second", title="Throughput by stage")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    if found:
+        axes.legend(fontsize="x-small")
+    return found
 
 
 def _draw_scaling(axes: Any, records: Sequence[Record]) -> bool:
@@ -293,6 +297,8 @@ def _draw_scaling(axes: Any, records: Sequence[Record]) -> bool:
             found = True
     axes.set(xscale="log", yscale="log", xlabel="MB of text", ylabel="CPU seconds", title="CPU time over text")
     if found:
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.legend()
     return found
 
@@ -303,10 +309,13 @@ def _draw_quality(axes: Any, records: Sequence[Record]) -> bool:
     for record in records:
         if record.suite == "quality" and {"f1_share", "text_megabytes_per_second"} <= set(record.figures):
             speed, f1 = record.figures["text_megabytes_per_second"], record.figures["f1_share"]
-            axes.plot([speed], [f1], "o")
-            axes.annotate(_drawn(f"{record.program}, {record.case}"), (speed, f1), fontsize="x-small")
+            axes.plot([speed], [f1], "o", label=_drawn(f"{record.program}: {record.case}"))
             found = True
     axes.set(xscale="log", xlabel="MB of text a second", ylabel="F1 of removals", title="Quality against speed")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    if found:
+        axes.legend(fontsize="x-small")
     return found
 
 
