@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from gpudedup.bench.record import Spread, Text, new_record, write_records
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -46,3 +49,21 @@ def test_every_result_is_described() -> None:
 def test_the_page_is_that_of_the_results() -> None:
     made = report.render(BENCHMARKS / "results", (BENCHMARKS / "notes.md").read_text())
     assert report.OUT.read_text() == made, "run python benchmarks/report.py"
+
+
+def test_results_of_the_bench_are_held_to_the_bars(tmp_path: Path) -> None:
+    """Of each machine the last result, with all its suites."""
+    own: dict[str, Any] = {"device": "cpu", "seed": 1}
+    text = Text(name="mixed", documents=9, text_bytes=2_000_000_000)
+    seconds = {"seconds": Spread.of([1.0]), "repeats": 1}
+    cases = [
+        new_record("scaling", "slope", **own, figures={"slope": 1.05}),
+        new_record("memory", "mixed", **own, corpus=text, peak_bytes=900_000_000, **seconds),
+    ]
+    write_records(tmp_path / "a.jsonl", [new_record("match", "earlier", **{**own, "date": "2020-01-01"}, **seconds)])
+    write_records(tmp_path / "b.jsonl", cases)
+    page = report.render(tmp_path, "notes")
+    assert "earlier" not in page
+    assert "| slope of log CPU time over log text | 1.050 | <= 1.03: **misses** |" in page
+    assert "| 900 MB | 1 GB: holds |" in page
+    assert page.count("### scaling") == page.count("### memory") == 1

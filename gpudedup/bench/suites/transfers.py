@@ -43,7 +43,7 @@ def suite(order: Order) -> Iterator[Record]:
     to_encode = {**from_files, "size": size}
     cases.append(("encode", host, "encoding", to_encode, f"{text.name}: text to Parquet (zstd) in memory", SAME))
     to_write = {"size": size, "folder": str(order.folder)}
-    cases.append(("disk", host, "writing", to_write, "write and fsync of a new file", SAME))
+    cases.append(("disk", host, "writing", to_write, "write and fsync of a new file where temporary files go", SAME))
     for device in order.devices:
         for way in ("upload", "download") if device.device != "cpu" else ():
             given = {"size": size, "device": device.device, "way": way}
