@@ -26,7 +26,7 @@ from gpudedup.bench.devices import Device, present_devices
 from gpudedup.bench.inputs import Inputs, made
 from gpudedup.bench.measure import Measured
 from gpudedup.bench.record import Host, Record, Spread, Text, new_record, read_records, write_records
-from gpudedup.bench.suites import Order, match, signatures
+from gpudedup.bench.suites import Order, match, signatures, transfers
 from gpudedup.bench.suites.end_to_end import check_planted
 from gpudedup.bench.summary import markdown, sections, write_pictures
 from gpudedup.errors import BenchmarkError, DeviceError, ParameterError
@@ -235,6 +235,45 @@ def test_devices_are_those_that_are_here(monkeypatch: pytest.MonkeyPatch) -> Non
         present_devices(["cpu", "gpu"])
 
 
+def test_a_gpu_takes_the_same_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signing and pinned copies, on the emulated device."""
+    from emulated_device import EmulatedDevice
+
+    from gpudedup.backends.cuda import cupy_device
+    from gpudedup.backends.cuda.backend import CudaBackend
+
+    texts = [" ".join(f"w{number}x{i}" for i in range(40)) for number in range(20)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    given = {"files": [str(tmp_path / "a.parquet")], "text_column": "text", "most_bytes": 10_000}
+    on_cpu = signatures.signing(device="cpu", **given)
+    monkeypatch.setattr(signatures, "select_backend", lambda params: CudaBackend(params, EmulatedDevice(), "as asked"))
+    on_gpu = signatures.signing(device="cuda:0", **given)
+    result = on_gpu.run()
+    assert on_gpu.fingerprint(result) == on_cpu.fingerprint(on_cpu.run())
+    assert on_gpu.figures(result)["documents"] == 20
+
+    monkeypatch.setattr(cupy_device, "CupyDevice", lambda index: EmulatedDevice())
+    for way in ("upload", "download"):
+        work = transfers.pinned(10_000, "cuda:0", way)
+        work.check(work.run())
+        assert work.fingerprint(work.run()) == transfers._hash(transfers._noise(10_000))
+
+
+def test_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpudedup.backends.cuda import detect
+
+    def found(index: int = 0) -> detect.Detection:
+        gpus = tuple(detect.Gpu(index=n, name=f"GPU {n}", capability="9.0", memory_bytes=1) for n in range(2))
+        return detect.Detection(reason="no room" if index == 1 else None, gpus=gpus)
+
+    monkeypatch.setattr(detect, "detect", found)
+    devices, reason = present_devices([])
+    assert (str(devices[0]), devices[1].device, reason) == ("cuda:0 (GPU 0)", "cpu", None)
+    assert [str(device) for device in present_devices(["cuda"])[0]] == ["cuda:0 (GPU 0)"]
+    with pytest.raises(DeviceError, match="cuda:1 is not available: there are cuda:0"):
+        present_devices(["cuda:1"])
+
+
 # --------------------------------------------------------------------------------------------------------------- checks
 
 
@@ -247,7 +286,7 @@ def test_wrong_signatures_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def measured(case: str, arguments: Any, *, environment: dict[str, str], **options: Any) -> Measured:
         wrong = environment["GPUDEDUP_CPU"] != "baseline"
         counts = {"documents": 1.0, "text_bytes": 1.0, "units": 1.0}
-        return Measured(1, Spread.of([1.0]), 1.0, 1, counts, "cpu", "wrong" if wrong else "right")
+        return Measured(1, Spread.of([1.0]), 1.0, 1, counts, "wrong" if wrong else "right")
 
     monkeypatch.setattr(signatures, "measure", measured)
     text = Inputs("own", ("a",), "text", 1, 1)

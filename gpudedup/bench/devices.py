@@ -22,6 +22,8 @@ class Device:
     device: str
     """As the parameter of that name: "cpu" or "cuda:N"."""
     tier: str | None = None
+    gpu: str | None = None
+    """The name of the GPU."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -29,7 +31,8 @@ class Device:
         return {"GPUDEDUP_CPU": self.tier} if self.tier else {}
 
     def __str__(self) -> str:
-        return f"{self.device} ({self.tier})" if self.tier else self.device
+        detail = self.tier or self.gpu
+        return f"{self.device} ({detail})" if detail else self.device
 
 
 def present_devices(asked: Sequence[str]) -> tuple[tuple[Device, ...], str | None]:
@@ -49,18 +52,19 @@ def present_devices(asked: Sequence[str]) -> tuple[tuple[Device, ...], str | Non
     for name in wanted:
         if name not in gpus:
             raise DeviceError(f"--device {name} is not available: {reason or 'there are ' + ', '.join(gpus)}")
-    return tuple(Device(name) for name in (dict.fromkeys(wanted) if asked else gpus)) + on_cpu, reason
+    return tuple(Device(name, gpu=gpus[name]) for name in (dict.fromkeys(wanted) if asked else gpus)) + on_cpu, reason
 
 
 def _lower(best: str) -> list[str]:
     return [tier for tier in _cpu.available_tiers().split() if tier != best]
 
 
-def _gpus() -> tuple[list[str], str | None]:
-    """Those that can be used; why the first cannot."""
+def _gpus() -> tuple[dict[str, str], str | None]:
+    """Those that can be used, "cuda:N" and name; why the first cannot."""
     from gpudedup.backends.cuda.detect import detect
 
     found = detect()
     if found.reason is not None and not found.gpus:
-        return [], found.reason
-    return [f"cuda:{gpu.index}" for gpu in found.gpus if detect(gpu.index).reason is None], found.reason
+        return {}, found.reason
+    usable = [gpu for gpu in found.gpus if detect(gpu.index).reason is None]
+    return {f"cuda:{gpu.index}": gpu.name for gpu in usable}, found.reason

@@ -202,8 +202,6 @@ class Work:
     """Counts and seconds of stages of each repeat."""
     prepare: Callable[[], None] = no_preparation
     """Before each run, outside the clock."""
-    device: str = ""
-    """What it runs on, in words."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,6 @@ class Measured:
     """While the clock ran."""
     figures: dict[str, float]
     """Medians."""
-    device: str
     fingerprint: str
 
 
@@ -263,7 +260,6 @@ def measure(
         cpu_seconds=median(cpu),
         peak_bytes=peak,
         figures=_medians([answer["figures"] for answer in answers]),
-        device=answers[0]["device"],
         fingerprint=fingerprints.pop(),
     )
 
@@ -335,7 +331,7 @@ def _timed(order: Mapping[str, Any]) -> dict[str, Any]:
             times.append((began, ended, cpu))
             figures.append(work.figures(result))
         del result  # its memory is not that of the next
-    return {"times": times, "figures": _medians(figures), "device": work.device, "fingerprint": expected}
+    return {"times": times, "figures": _medians(figures), "fingerprint": expected}
 
 
 def _cpu_seconds() -> float:

@@ -73,7 +73,6 @@ def recorded(suite: str, case: str, order: Order, device: Device, found: Measure
         case,
         **{
             **own,
-            "device": found.device or str(device),
             "repeats": found.repeats,
             "seconds": found.seconds,
             "cpu_seconds": found.cpu_seconds,

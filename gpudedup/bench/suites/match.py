@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.ipc
 import xxhash
 
-from gpudedup.backends import select_backend
 from gpudedup.bench.generated import STAGES, Generated, go_on, opened, sign
 from gpudedup.bench.measure import Measured, Work, measure
 from gpudedup.bench.noise import I64
@@ -106,9 +105,7 @@ def decided(out: str, documents: int, seed: int, options: dict[str, Any]) -> Wor
     def check(result: dict[str, float]) -> None:
         check_decision(folder, Generated(documents, num_perm=params.num_perm, seed=seed), params)
 
-    return Work(
-        run, fingerprint, check, lambda seconds: {**seconds, **counts}, forget, device=select_backend(params).name
-    )
+    return Work(run, fingerprint, check, lambda seconds: {**seconds, **counts}, forget)
 
 
 def check_decision(folder: Path, generated: Generated, params: Params) -> None:

@@ -104,7 +104,7 @@ def signing(files: Sequence[str], text_column: str, device: str, most_bytes: int
         units = sum(int(batch.unit_count.sum()) for batch in result)
         return {"documents": len(text), "text_bytes": size, "units": units}
 
-    return Work(run, fingerprint, figures=figures, device=backend.name)
+    return Work(run, fingerprint, figures=figures)
 
 
 def fingerprint(result: Iterable[SignedBatch]) -> str:

@@ -109,7 +109,7 @@ def pinned(size: int, device: str, way: str) -> Work:
         if fingerprint(result) != _hash(source):
             raise BenchmarkError(f"other bytes arrived by {way} than were sent")
 
-    return Work(run, fingerprint, check, lambda _: {"bytes": size}, device=f"{device} ({gpu.name})")
+    return Work(run, fingerprint, check, lambda _: {"bytes": size})
 
 
 def _moving(run: Callable[[], np.ndarray], source: np.ndarray, target: np.ndarray) -> Work:
