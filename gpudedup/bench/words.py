@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from gpudedup.bench.noise import F64, I32, I64, U64, noise
@@ -76,11 +77,13 @@ def load_pool(mix_name: str) -> Pool:
     """The pool of a mix of languages, the same on every machine. Takes half a second."""
     wanted = MIXES[mix_name]
     table = pq.read_table(WORDS)
-    bags: dict[str, tuple[list[str], list[int]]] = {}
-    for language, word, count in zip(*(table[name].to_pylist() for name in ("language", "word", "count")), strict=True):
-        words, counts = bags.setdefault(language, ([], []))
-        words.append(word)
-        counts.append(count)
+    column = table["language"].combine_chunks()
+    codes = column.indices.to_numpy()  # a language's words lie together
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    bags = {
+        column.dictionary[int(codes[start])].as_py(): table.slice(start, stop - start)
+        for start, stop in zip(starts, [*starts[1:], len(table)], strict=True)
+    }
     others = [language for language in bags if language not in ("en", "zh", "zht")]
     share = {language: wanted.get(language, wanted.get("other", 0.0) / len(others)) for language in bags}
     share.update({language: wanted.get(language, 0.0) for language in ("en", "zh", "zht")})
@@ -91,16 +94,16 @@ def load_pool(mix_name: str) -> Pool:
     count_of: list[int] = []
     mean_bytes: list[float] = []
     for number, language in enumerate(languages):
-        words, counts = bags[language]
+        words, counts = bags[language]["word"].to_pylist(), bags[language]["count"].to_numpy()
         own = [word + ("" if language in UNSPACED and not word[0].isascii() else " ") for word in words]
         if language not in UNSPACED:
-            invented = _invented(words, int(sum(counts) * INVENTED_SHARE), number)
-            own, counts = own + invented, counts + [1] * len(invented)
-        sizes = np.array([len(piece.encode()) for piece in own])
+            invented = _invented(words, int(counts.sum() * INVENTED_SHARE), number)
+            own, counts = own + invented, np.append(counts, np.ones(len(invented), np.int64))
+        sizes = pc.binary_length(pa.array(own, pa.string())).to_numpy()
         first.append(sum(count_of))
         places.append(np.repeat(np.arange(len(pieces), len(pieces) + len(own), dtype=np.int32), counts))
         count_of.append(len(places[-1]))
-        mean_bytes.append(float((sizes * counts).sum() / sum(counts)))
+        mean_bytes.append(float((sizes * counts).sum() / counts.sum()))
         pieces += own
     assert max(count_of) <= 1 << DRAW_BITS
     words_end = len(pieces)
