@@ -258,6 +258,7 @@ def test_a_whole_process_counts_from_its_start(case: str) -> None:
     assert found.repeats == 2
     assert found.seconds.least > 0.5  # each is a first run
     assert found.figures["run_count"] == 1
+    assert measure(case, {"fault": "unstable"}, repeat=1, whole=True, warm_ups=1).repeats == 1  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -145,11 +145,13 @@ def test_mistakes_are_one_line(command: Any, arguments: list[str], message: str)
 
 def test_wrong_files_are_one_line(command: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text\n")
+    pq.write_table(pa.table({"text": pa.array([None, ""], pa.string())}), tmp_path / "empty.parquet")
     for arguments, code, message in (
         (["--compare", tmp_path / "none.jsonl"], 3, "cannot read"),
         (["--compare", tmp_path / "file"], 3, "is no result of gpudedup bench"),
         (["--out", tmp_path / "file" / "below"], 1, "cannot be made"),
         (["--input", tmp_path / "none.parquet", "--suite", "transfers"], 3, "none.parquet"),
+        (["--input", tmp_path / "empty.parquet", "--suite", "signatures"], 3, "there is no text in"),
         (["--device", "cuda:7", "--suite", "match"], 5, "cuda:7 is not available"),
     ):
         done = command("bench", *arguments, code=code)

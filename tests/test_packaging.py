@@ -37,6 +37,8 @@ assert not Path(gpudedup.__file__).is_relative_to(sys.argv[1]), gpudedup.__file_
 core = Path(gpudedup.csrc.__file__).parent / "core"
 assert {"hash.h", "minhash.h", "fold_tables.cpp"} <= {path.name for path in core.iterdir()}, core
 assert (Path(gpudedup.__file__).parent / "py.typed").exists()
+from gpudedup.bench.words import load_pool
+assert len(load_pool("mixed").languages) > 10
 result = gpudedup.deduplicate(["One two three four five six.", "something else", "one two three four five SIX"])
 assert result.keep_mask.to_pylist() == [True, True, False]
 """

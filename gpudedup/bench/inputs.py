@@ -14,7 +14,7 @@ import pyarrow as pa
 from gpudedup.bench.measure import python_command, run_process
 from gpudedup.bench.record import Text
 from gpudedup.bench.suites import Order
-from gpudedup.errors import BenchmarkError, OutputError
+from gpudedup.errors import BenchmarkError, InputError, OutputError
 from gpudedup.io import open_paths
 from gpudedup.machine import default_memory_bytes, free_bytes
 
@@ -57,6 +57,8 @@ def _given(files: tuple[str, ...], text_column: str) -> Inputs:
     for text in texts(files, text_column):
         documents += len(text)
         size += text_bytes(text)
+    if not size:
+        raise InputError(f"there is no text in {', '.join(files)}, and so nothing to measure")
     return Inputs("input", files, text_column, documents, size)
 
 

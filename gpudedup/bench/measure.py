@@ -225,20 +225,20 @@ def measure(
     *,
     repeat: int,
     whole: bool = False,
-    warm_ups: int = 1,
+    warm_ups: int | None = None,
     environment: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> Measured | str:
     """Time ``case`` ("module:function") of ``arguments`` (of JSON's types) ``repeat`` times.
 
-    In one process, after ``warm_ups``; or, with ``whole``, each repeat in a process of its own, from its start to its
-    end. The answer is a str if it cannot run here: there is no such device, or not enough memory. Raises BenchmarkError
-    if a result is wrong, and what the case raised.
+    In one process, after ``warm_ups`` (1); or, with ``whole``, each repeat in a process of its own, from its start to
+    its end, after so many processes (0) that are not counted. The answer is a str if it cannot run here: there is no
+    such device, or not enough memory. Raises BenchmarkError if a result is wrong, and what the case raised.
     """
-    runs = range(repeat if whole else 1)
-    times = (0, 1) if whole else (warm_ups, repeat)
+    before = (0 if whole else 1) if warm_ups is None else warm_ups
+    times = (0, 1) if whole else (before, repeat)
     finished: list[tuple[Finished, dict[str, Any]]] = []
-    for _ in runs:
+    for _ in range(before + repeat if whole else 1):
         one = _run_case(case, arguments, *times, environment, timeout)
         if isinstance(one, str):
             return one
@@ -248,6 +248,7 @@ def measure(
     if len(fingerprints) > 1:
         raise BenchmarkError(f"{case} gave different results in different repeats")
     if whole:
+        processes = processes[before:]
         seconds, cpu = [one.seconds for one in processes], [one.cpu_seconds for one in processes]
         peak = max(one.peak_bytes() for one in processes)
     else:
@@ -259,7 +260,7 @@ def measure(
         seconds=Spread.of(seconds),
         cpu_seconds=median(cpu),
         peak_bytes=peak,
-        figures=_medians([answer["figures"] for answer in answers]),
+        figures=_medians([answer["figures"] for answer in answers[before if whole else 0 :]]),
         fingerprint=fingerprints.pop(),
     )
 

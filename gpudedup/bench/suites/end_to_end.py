@@ -77,6 +77,7 @@ def run_jobs(
         {"files": text.files, "work": str(work), "options": {**given, "text_column": text.text_column}},
         repeat=repeat or order.repeat,
         whole=whole,
+        warm_ups=1 if not whole or device.gpu else 0,  # a GPU's kernels are compiled once and kept in a cache
         environment=device.environment,
     )
     if text.folder and isinstance(found, Measured):
