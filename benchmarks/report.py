@@ -293,22 +293,14 @@ def bars(records: Sequence[Record]) -> Iterator[tuple[str, str, str, bool]]:
                 "1 GB",
                 peak <= 1000,
             )
-    whole = [
-        record for record in records if "text_megabytes_per_second" in record.figures and record.suite == "quality"
-    ]
-    for case in dict.fromkeys(record.case for record in whole):
-        speed = {r.program: r.figures["text_megabytes_per_second"] for r in whole if r.case == case}
-        ours = speed.pop("gpudedup", None)
-        if ours and speed:
-            best = max(speed, key=lambda name: speed[name])
-            yield (
-                f"{case}: over the fastest peer, {best}",
-                f"{ours / speed[best]:.1f} times",
-                "10",
-                ours >= 10 * speed[best],
-            )
-            if "rensa" in speed:
-                yield f"{case}: over rensa", f"{ours / speed['rensa']:.1f} times", "20", ours >= 20 * speed["rensa"]
+    for record in records:
+        for over, bar in ("fastest", 10), ("fastest_of_same_shingles", 10), ("rensa", 20):
+            if (ratio := record.figures.get(f"speed_over_{over}_ratio")) is not None:
+                what = f"{record.case}: speed over {over.replace('_', ' ')}, {record.parameters[over]}"
+                yield what, f"{ratio:.1f}", f"{bar}", ratio >= bar
+        if (ratio := record.figures.get("memory_over_leanest_ratio")) is not None:
+            what = f"{record.case}: memory over the leanest, {record.parameters['leanest']}"
+            yield what, f"{ratio:.2f}", "<= 0.25 at 2 GB", ratio <= 0.25
     for record in records:
         if record.suite == "quality" and "all sets" in record.case and "f1_share" in record.figures:
             f1 = record.figures["f1_share"]

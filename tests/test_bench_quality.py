@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import gpudedup
 from gpudedup.bench import quality
+from gpudedup.bench.inputs import Inputs
 from gpudedup.bench.peers import environments, run
 from gpudedup.bench.peers.environments import OURS, Peer
 from gpudedup.bench.quality import Judge
@@ -166,7 +167,7 @@ def test_files_of_a_user_are_sets_with_their_labels_and_sources(tmp_path: Path) 
     rows = {"body": body, "label": label, "source": ["x", "y", "y", "z"]}
     pq.write_table(pa.table(rows), tmp_path / "one.parquet")
     (tmp_path / "two.jsonl").write_text(json.dumps({"body": text}) + "\n" + json.dumps({"body": text.upper()}) + "\n")
-    inputs = (str(tmp_path / "one.parquet"), str(tmp_path / "two.jsonl"))
+    inputs = (str(tmp_path / "one.parquet"), str(tmp_path / "*.jsonl"))
     one, two, both = suite(order(tmp_path / "work", inputs=inputs, text_column="body"))
     assert (one.case, two.case) == ("removals of one at t = 0.8", "removals of two at t = 0.8")
     assert one.corpus is not None
@@ -251,13 +252,14 @@ def _environment(folder: Path) -> None:
     python.chmod(0o755)
 
 
-def corpus(folder: Path) -> run.Corpus:
+def corpus(folder: Path) -> Inputs:
     folder.mkdir()
     text = " ".join(f"word{k}" for k in range(60))
-    for part, (first, texts) in enumerate([(0, [text, text + " more", "other text"]), (3, ["that is all there is"])]):
-        ids = list(range(first, first + len(texts)))
-        pq.write_table(pa.table({"id": ids, "text": texts}), folder / f"part-{part:05}.parquet")
-    return run.corpus_of(folder, "tiny")
+    parts = [(0, [text, text + " more", "other text"]), (3, ["that is all there is"])]
+    files = tuple(str(folder / f"part-{number:05}.parquet") for number in range(len(parts)))
+    for file, (first, texts) in zip(files, parts, strict=True):
+        pq.write_table(pa.table({"id": list(range(first, first + len(texts))), "text": texts}), file)
+    return Inputs("tiny", files, "text", 4, sum(len(text) for _, texts in parts for text in texts))
 
 
 def table(tmp_path: Path, *peers: Peer, **options: object) -> dict[str, Record]:

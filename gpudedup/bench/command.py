@@ -154,7 +154,7 @@ def _run(
         comparison_table,
         has_matplotlib,
         host_line,
-        section,
+        sections,
         write_summary,
     )
     from gpudedup.display import console, one_line
@@ -177,8 +177,9 @@ def _run(
         records += own
         if out is not None:
             write_records(out / "results.jsonl", records)
-        if own and not as_json:
-            _show_section(shown, section(name, own))
+        if not as_json:
+            for one in sections(own):
+                _show_section(shown, one)
     compared, left_out = compare(records, before) if before else ([], [])
     if before:
         shown.print()

@@ -69,8 +69,6 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("bytes a document", "bytes_per_document", _number),
     ),
     "quality": (
-        *RATE,
-        PER_CPU,
         ("precision", "precision_share", _share),
         ("recall", "recall_share", _share),
         ("F1", "f1_share", _share),
@@ -79,6 +77,15 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("sources lost", "sources_lost_count", _number),
         ("label F1", "label_f1_share", _share),
         ("Rand", "adjusted_rand_index", _share),
+    ),
+    "peers": (
+        *RATE,
+        PER_CPU,
+        ("precision", "lenient_precision_share", _share),  # whichever of two copies stays
+        ("recall", "lenient_recall_share", _share),
+        ("F1", "lenient_f1_share", _share),
+        ("F1, first stays", "f1_share", _share),
+        ("false", "false_removals_count", _number),
     ),
 }
 """Of each suite: heading, figure, and how it is written. A column without any figure is left out."""
@@ -114,14 +121,20 @@ def section(suite: str, records: Sequence[Record]) -> Section:
             "" if record.peak_bytes is None else _number(record.peak_bytes / 1e6),
         )
         for record in records
+        if not _ratios(record)
     ]
-    notes = [f"{what}: {text}" for what, text in _said("inside the clock", lambda record: record.clock, records)]
+    notes = [f"{record.case}: {text}" for record in records if (text := _ratios(record))]
+    notes += [f"{what}: {text}" for what, text in _said("inside the clock", lambda record: record.clock, records)]
     notes += [f"{what}: {text}" for what, text in _said("checked", lambda record: record.checked, records)]
     notes += [f"{what}: {text}" for what, text in _said("repeats", _repeats, records)]
     notes += [
         f"seconds of stages: {record.case}, {record.device}: {text}" for record in records if (text := _stages(record))
     ]
-    notes += [f"not measured: {record.case}, {record.device}: {record.cannot}" for record in records if record.cannot]
+    notes += [f"{record.program}: {record.parameters['how']}" for record in records if "how" in record.parameters]
+    for record in records:
+        if record.cannot:
+            program = f"{record.program}, " if peers else ""
+            notes.append(f"not measured: {program}{record.case}, {record.device}: {record.cannot}")
     return Section(suite, Table((*names, "CPU s", "peak MB"), rows, 2 + peers), notes)
 
 
@@ -129,6 +142,16 @@ def _times(record: Record) -> tuple[str, str]:
     if record.seconds is None:
         return "", "cannot" if record.cannot else ""
     return _number(record.seconds.median), f"{_number(record.seconds.least)} to {_number(record.seconds.most)}"
+
+
+def _ratios(record: Record) -> str:
+    """Of a record that compares others: each ratio, and what it is over."""
+    found = {name.removesuffix("_ratio"): ratio for name, ratio in record.figures.items() if name.endswith("_ratio")}
+    over = {name: record.parameters.get(name.partition("_over_")[2], "") for name in found}
+    return ", ".join(
+        f"{name.replace('_', ' ')}{f' ({over[name]})' if over[name] else ''} {_number(ratio)}"
+        for name, ratio in found.items()
+    )
 
 
 def _repeats(record: Record) -> str:

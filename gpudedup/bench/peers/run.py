@@ -19,10 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gpudedup.bench.inputs import Inputs
 from gpudedup.bench.measure import run_process
 from gpudedup.bench.peers.environments import HERE, OURS, PEERS, Peer, installed_version, no_gpu, python_of
 from gpudedup.bench.quality import Judge, Mask
-from gpudedup.bench.record import Record, Spread, Text, new_record
+from gpudedup.bench.record import Record, Spread, new_record
 from gpudedup.bench.suites import Order
 from gpudedup.bench.truth import Pairs, shingle_sets, similar_pairs
 from gpudedup.errors import BenchmarkError
@@ -35,38 +36,6 @@ SLOW_BYTES = 100_000_000
 """Text that slow peers get, at most."""
 QUALITY_BYTES = 20_000_000
 QUICK_BYTES = 1_000_000
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Parquet files with the columns id (0, 1, ... over all files) and text."""
-
-    name: str
-    files: tuple[str, ...]
-    documents: int
-    text_bytes: int
-
-    @property
-    def text(self) -> Text:
-        return Text(name=self.name, documents=self.documents, text_bytes=self.text_bytes)
-
-
-def corpus_of(folder: Path, name: str) -> Corpus:
-    """The files part-*.parquet of a folder."""
-    files = tuple(sorted(str(path.resolve()) for path in folder.glob("part-*.parquet")))
-    each = [_measured(file) for file in files]
-    return Corpus(name, files, sum(rows for rows, _ in each), sum(size for _, size in each))
-
-
-def _measured(file: str) -> tuple[int, int]:
-    """(documents, bytes of text) of a file."""
-    import pyarrow.compute as pc
-
-    rows = size = 0
-    for batch in pq.ParquetFile(file).iter_batches(columns=["text"]):
-        rows += len(batch)
-        size += pc.sum(pc.binary_length(batch["text"])).as_py() or 0
-    return rows, size
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -85,7 +54,7 @@ class Done:
     settings: str
 
 
-def run_peer(peer: Peer, python: Path, corpus: Corpus, folder: Path, workers: int, timeout: float) -> Done | str:
+def run_peer(peer: Peer, python: Path, corpus: Inputs, folder: Path, workers: int, timeout: float) -> Done | str:
     """One run of the job; or why it was not done. Files of the run are left in ``folder``."""
     out, order = folder / "kept.parquet", folder / "order.json"
     out.unlink(missing_ok=True)
@@ -133,11 +102,14 @@ def _removed(kept: npt.NDArray[np.int64], documents: int, peer: Peer) -> Mask:
 
 @dataclass(frozen=True)
 class Corpora:
-    """Of one kind: what peers are timed on, what slow ones are timed on instead, and what all are judged on."""
+    """Of one kind: what peers are timed on, what slow ones are timed on instead, and what all are judged on.
 
-    whole: Corpus
-    part: Corpus
-    small: Corpus
+    Parquet files with the columns id (0, 1, ... over all files) and text.
+    """
+
+    whole: Inputs
+    part: Inputs
+    small: Inputs
 
 
 def records(order: Order, corpora: Corpora) -> Iterator[Record]:
@@ -154,7 +126,7 @@ def records(order: Order, corpora: Corpora) -> Iterator[Record]:
     yield from _against_best(found, order)
 
 
-def _exact_pairs(corpus: Corpus) -> Pairs:
+def _exact_pairs(corpus: Inputs) -> Pairs:
     texts = (batch["text"] for file in corpus.files for batch in pq.ParquetFile(file).iter_batches(columns=["text"]))
     return similar_pairs(shingle_sets(texts, Params(threshold=THRESHOLD)), round(THRESHOLD * PPM))
 

@@ -6,7 +6,7 @@ that stays, and their exact similarity, which reaches the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import gpudedup
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.cpu import CpuBackend
-from gpudedup.bench.corpus import make_corpus
 from gpudedup.bench.devices import Device
-from gpudedup.bench.peers.run import QUALITY_BYTES, QUICK_BYTES, SLOW_BYTES, Corpora, Corpus, corpus_of, records
+from gpudedup.bench.inputs import Inputs, made, text_bytes
+from gpudedup.bench.peers.run import QUALITY_BYTES, QUICK_BYTES, SLOW_BYTES, Corpora, records
 from gpudedup.bench.quality import (
     Agreement,
     Judge,
@@ -39,6 +39,7 @@ from gpudedup.bench.truth import I64, Pairs, shingle_sets, similar_pairs
 from gpudedup.bench.words import MIXES
 from gpudedup.errors import BenchmarkError, InputError
 from gpudedup.io import open_paths
+from gpudedup.io.paths import InputFile, find_files
 from gpudedup.params import MAX_BUCKET_WINDOW, PPM, Params
 
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9)
@@ -49,8 +50,7 @@ CURVE_FROM = 0.3
 pairs of low similarity are many."""
 ENOUGH = 200
 """Removals that make a set's own share meaningful."""
-FILE_BYTES = 25_000_000
-"""Text of a file of the peers' corpora, at most: some peers share work out by files, others by row groups."""
+MOST_SETS = 32
 INPUT_BYTES = 200_000_000
 """Text of a file of the user's that is looked at, from its beginning: about what exact truth does in a few minutes."""
 LABELS = ("cluster", "label")
@@ -69,7 +69,7 @@ class Set:
 
     @property
     def text(self) -> Text:
-        size = sum(pc.sum(pc.binary_length(chunk)).as_py() or 0 for chunk in self.texts.chunks)
+        size = sum(map(text_bytes, self.texts.chunks))
         return Text(name=self.name, documents=len(self.texts), text_bytes=size)
 
 
@@ -255,20 +255,20 @@ def _first_of_content(texts: pa.ChunkedArray, params: Params) -> I64:
 
 
 def _sets(order: Order) -> Iterator[Set]:
-    """Each file of the user's; else a made corpus of each mix, whose labels are the planted originals."""
+    """Each of the first MOST_SETS files of the user's, plain text files of one argument together; else a made corpus of
+    each mix, whose labels and sources are the planted originals."""
     if order.inputs:
-        yield from (_given(path, order) for path in order.inputs)
+        found = [(given, find_files([given])) for given in order.inputs]
+        paths = [path for given, files in found for path in _paths(given, files)]
+        yield from (_given(path, order) for path in paths[:MOST_SETS])
         return
     size = min(order.text_bytes, QUICK_BYTES if order.quick else QUALITY_BYTES)
     for mix in (order.mix,) if order.quick else sorted(MIXES):
-        order.tell(f"a corpus of {size / 1e6:.0f} MB, {mix}")
-        folder = order.folder / f"quality-{mix}"
-        _make(folder, size, mix, order.seed, order.workers)
-        texts = pa.chunked_array(
-            [chunk for path in sorted(folder.glob("part-*.parquet")) for chunk in pq.read_table(path)["text"].chunks]
-        )
-        origins = _origins(folder / "truth.parquet", len(texts))
-        yield Set(mix, texts, labels=origins, sources=origins)
+        corpus = made(order, mix=mix, size=size)
+        assert corpus.folder is not None
+        chunks = [chunk for file in corpus.files for chunk in pq.read_table(file, columns=["text"])["text"].chunks]
+        origins = _origins(corpus.folder / "truth.parquet", corpus.documents)
+        yield Set(mix, pa.chunked_array(chunks), labels=origins, sources=origins)
 
 
 def _origins(path: Path, documents: int) -> I64:
@@ -280,6 +280,10 @@ def _origins(path: Path, documents: int) -> I64:
     return out
 
 
+def _paths(given: str, files: Sequence[InputFile]) -> list[str]:
+    return [given] if files[0].format == "plain" else [file.path for file in files]
+
+
 def _given(path: str, order: Order) -> Set:
     """A file of the user's, up to INPUT_BYTES of its text. Raises InputError if it cannot be read."""
     schema = _opened([path], [], order).kept_schema()
@@ -287,8 +291,7 @@ def _given(path: str, order: Order) -> Set:
     columns = [name for name in (label, SOURCE) if name is not None and name in schema.names]
     table = pa.Table.from_batches(_batches([path], columns, order, INPUT_BYTES))
     known = {name: _codes(table[name]) for name in columns}
-    name = Path(path).name.split(".")[0] or path
-    return Set(name, table["text"], labels=known.get(label or ""), sources=known.get(SOURCE))
+    return Set(Path(path).stem or path, table["text"], labels=known.get(label or ""), sources=known.get(SOURCE))
 
 
 def _opened(paths: list[str], columns: list[str], order: Order) -> Any:
@@ -297,8 +300,8 @@ def _opened(paths: list[str], columns: list[str], order: Order) -> Any:
     )
 
 
-def _batches(paths: list[str], columns: list[str], order: Order, text_bytes: int) -> Iterator[pa.RecordBatch]:
-    """The column text (large_string or large_binary) and ``columns`` of the first rows with ``text_bytes`` of text."""
+def _batches(paths: list[str], columns: list[str], order: Order, limit: int) -> Iterator[pa.RecordBatch]:
+    """The column text (large_binary) and ``columns`` of the first batches that hold ``limit`` bytes of text."""
     source = _opened(paths, columns, order)
     size = 0
     for shard in source.shards:
@@ -308,8 +311,8 @@ def _batches(paths: list[str], columns: list[str], order: Order, text_bytes: int
                 text = text.dictionary_decode()
             text = text.cast(pa.large_binary())
             yield pa.RecordBatch.from_arrays([text, *others], ["text", *columns])
-            size += pc.sum(pc.binary_length(text)).as_py() or 0
-            if size >= text_bytes:
+            size += text_bytes(text)
+            if size >= limit:
                 return
 
 
@@ -325,33 +328,21 @@ def _codes(values: pa.ChunkedArray) -> I64:
 def _corpora(order: Order) -> Corpora:
     whole = min(order.text_bytes, 2 * QUICK_BYTES) if order.quick else order.text_bytes
     sizes = whole, min(whole, SLOW_BYTES), min(whole, QUICK_BYTES if order.quick else QUALITY_BYTES)
-    return Corpora(*(_corpus(order, size) for size in sizes))
+    return Corpora(*(_copied(order, size) if order.inputs else made(order, size=size) for size in sizes))
 
 
-def _corpus(order: Order, size: int) -> Corpus:
-    """The beginning of the user's files, or a made corpus."""
+def _copied(order: Order, size: int) -> Inputs:
+    """The beginning of the user's files in a form that every peer can read: ids and UTF-8 text in Parquet. What is no
+    UTF-8 is replaced, and documents without text are left out."""
     folder = order.folder / f"peers-{size}"
-    if not folder.exists():
-        order.tell(f"a corpus of {size / 1e6:.0f} MB for the peers")
-        if order.inputs:
-            _copy(folder, order, size)
-        else:
-            _make(folder, size, order.mix, order.seed, order.workers, FILE_BYTES)
-    return corpus_of(folder, "given" if order.inputs else order.mix)
-
-
-def _make(folder: Path, size: int, mix: str, seed: int, workers: int, file_bytes: int = 128_000_000) -> None:
-    file_bytes = min(file_bytes, 1 + size // 8)
-    make_corpus(folder, text_bytes=size, mix_name=mix, seed=seed, processes=workers, shard_bytes=file_bytes)
-
-
-def _copy(folder: Path, order: Order, text_bytes: int) -> None:
-    """The user's files as a corpus that every peer can read: ids and UTF-8 text. What is no UTF-8 is replaced, and
-    documents without text are left out."""
-    folder.mkdir()
-    first = 0
-    for number, batch in enumerate(_batches(list(order.inputs), [], order, text_bytes)):
+    folder.mkdir(exist_ok=True)
+    files, documents, total = [], 0, 0
+    for number, batch in enumerate(_batches(list(order.inputs), [], order, size)):
         texts = [text.decode(errors="replace") for text in batch["text"].to_pylist() if text and not text.isspace()]
-        columns = {"id": np.arange(first, first + len(texts)), "text": pa.array(texts, pa.large_string())}
-        pq.write_table(pa.table(columns), folder / f"part-{number:05}.parquet", compression="zstd")
-        first += len(texts)
+        text = pa.array(texts, pa.large_string())
+        files.append(str(folder / f"part-{number:05}.parquet"))
+        pq.write_table(
+            pa.table({"id": np.arange(documents, documents + len(text)), "text": text}), files[-1], compression="zstd"
+        )
+        documents, total = documents + len(text), total + text_bytes(text)
+    return Inputs("input", tuple(files), "text", documents, total)
