@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -108,6 +109,28 @@ def test_a_result_compares_with_itself(quick: tuple[Path, list[Record], str], tm
     assert "now / before" in done.stdout
     assert "1,000 signatures" in done.stdout
     assert done.stderr == ""  # progress is for terminals
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_progress_is_for_the_terminal_and_results_are_not(as_json: bool, tmp_path: Path) -> None:
+    """stderr is a terminal, stdout a file: each gets its own."""
+    terminal, side = os.openpty()
+    (tmp_path / "tmp").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), "TERM": "xterm", "GPUDEDUP_DISABLE_GPU": "1"}
+    command = [*MAIN, "--suite", "match", "--size", "1MB", "--repeat", "1", *(["--json"] if as_json else [])]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=side)
+    os.close(side)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the process is
+        while part := os.read(terminal, 4096):
+            seen += part
+    os.close(terminal)
+    out = process.communicate()[0].decode()
+    assert process.returncode == 0
+    assert b"match: 1,000 documents" in seen
+    assert b"inside the clock" not in seen
+    assert "\x1b" not in out
+    assert ('"suite": "match"' if as_json else "inside the clock") in out
 
 
 def test_files_of_the_user(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -122,7 +122,8 @@ def bench(
     before = read_records(compare) if compare else []
     if out is not None:
         _make_folder(out)
-    with tempfile.TemporaryDirectory(prefix="gpudedup-bench-") as folder, _telling() as tell:
+    progress = _Progress()
+    with tempfile.TemporaryDirectory(prefix="gpudedup-bench-") as folder:
         order = Order(
             folder=Path(folder),
             devices=devices,
@@ -135,13 +136,19 @@ def bench(
             quick=quick,
             workers=worker_count(),
             peers=peers,
-            tell=tell,
+            tell=progress.tell,
         )
-        _run(order, [name for name in SUITES if not suite or name in suite], before, as_json, out, no_gpu)
+        _run(order, [name for name in SUITES if not suite or name in suite], before, as_json, out, no_gpu, progress)
 
 
 def _run(
-    order: Order, suites: Sequence[str], before: Sequence[Record], as_json: bool, out: Path | None, no_gpu: str | None
+    order: Order,
+    suites: Sequence[str],
+    before: Sequence[Record],
+    as_json: bool,
+    out: Path | None,
+    no_gpu: str | None,
+    progress: _Progress,
 ) -> None:
     from rich.text import Text
 
@@ -170,10 +177,12 @@ def _run(
         shown.print(Text(LEGEND), soft_wrap=True)
     for name in suites:
         own = []
-        for record in run_suite(name, order):
-            own.append(record)
-            if as_json:
-                print(to_line(record), flush=True)
+        with progress.shown():
+            for record in run_suite(name, order):
+                own.append(record)
+                if as_json:
+                    with progress.aside():
+                        print(to_line(record), flush=True)
         records += own
         if out is not None:
             write_records(out / "results.jsonl", records)
@@ -203,20 +212,42 @@ def _make_folder(out: Path) -> None:
         raise OutputError(f"--out {out} cannot be made: {error.strerror}; choose another directory") from None
 
 
-@contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
+class _Progress:
     """A line on stderr that says what goes on, while that is a terminal; else nothing."""
-    if not sys.stderr.isatty():
-        yield lambda what: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from gpudedup.display import console, one_line
+    def __init__(self) -> None:
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=console(sys.stderr), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda what: bar.update(task, description=one_line(what))
+        from gpudedup.display import console
+
+        columns = (SpinnerColumn("line"), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+        self._bar = Progress(
+            *columns,
+            console=console(sys.stderr),
+            transient=True,
+            redirect_stdout=False,  # tables and JSON may go elsewhere
+            redirect_stderr=False,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("starting", total=None)
+
+    def tell(self, what: str) -> None:
+        from gpudedup.display import one_line
+
+        self._bar.update(self._task, description=one_line(what))
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """While the block goes on, but for what is in `aside`."""
+        with self._bar:
+            yield
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Not there while the block prints."""
+        self._bar.stop()
+        yield
+        self._bar.start()
 
 
 def _show_section(shown: Console, one: Section) -> None:
