@@ -26,6 +26,7 @@ from gpudedup.bench.quality import Judge
 from gpudedup.bench.record import Record, to_line
 from gpudedup.bench.suites import Device, Order
 from gpudedup.bench.suites.quality import suite
+from gpudedup.bench.summary import sections
 from gpudedup.bench.truth import Pairs
 from gpudedup.errors import BenchmarkError, OutputError, ParameterError
 from gpudedup.params import Banding
@@ -314,6 +315,13 @@ def test_every_peer_is_in_the_table_with_figures_or_a_reason(
     )
     for record in found.values():
         to_line(record)
+
+    (shown,) = sections(list(found.values()))
+    assert [row[0].split()[0] for row in shown.table.rows] == ["first", "lean", *names, "absent", "cuda"]
+    said = "\n".join(shown.notes)
+    assert "speed over fastest (good)" in said
+    assert "good: as told" in said
+    assert "not measured: dies, tiny" in said
 
 
 def test_a_peer_that_takes_too_long_is_stopped(programs: Path, tmp_path: Path) -> None:
