@@ -345,14 +345,14 @@ def bytes_of_kernels(text: int, documents: int, units: int, folded: int, params:
     """Bytes that each kernel must read and write at least, from the sizes of its arrays. The tables of folds and the
     places of blocks stay in caches. In the order of a piece."""
     lanes, bands = 4 * params.num_perm * documents, 8 * params.banding.bands * documents
-    spans, starts = text, text // 8  # a span of 16 bytes for 16 of text; a bit a byte
+    spans, starts = text // 2, text // 8  # a span of 16 bytes for 32 of text; a bit a byte
     return {
         "fill": starts + 16 * documents + lanes,
         "mark_documents": 4 * documents + starts,
         "measure_words": text + starts + spans,
         "join_words": 2 * spans // signing.READ_THREADS,
-        "find_words": text + starts + spans + folded + 8 * units,
-        "first_units": 12 * documents,
+        "find_words": text + starts + spans + folded + 4 * units,
+        "first_words": 56 * documents,  # also a span, and the stretch of text where a document starts
         "hash_units": folded + 8 * units + 20 * documents,
         "sign_lanes": 4 * units + 4 * documents + lanes,
         "band_keys": lanes + 8 * documents + bands,

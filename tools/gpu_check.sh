@@ -144,7 +144,7 @@ measure() { # measure SUITE SECONDS
 
 profile() {
   command -v ncu >/dev/null || { echo "no ncu here" && exit 77; }
-  local status=0 kernels='regex:measure_|join_|find_|first_units|hash_|sign_lanes|band_keys'
+  local status=0 kernels='regex:measure_|join_|find_|first_|hash_|sign_lanes|band_keys'
   ncu --clock-control none --set basic --csv --log-file "$out/ncu.csv" --kernel-name "$kernels" --launch-skip 10 \
     --launch-count 21 python3 benchmarks/bench_gpu.py kernels --quick --seconds 5 --results "$work/profiled" ||
     status=$?

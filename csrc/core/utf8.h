@@ -29,6 +29,17 @@ GPUDEDUP_HD int32_t decode_utf8(const uint8_t* bytes, int64_t size, uint32_t* co
   return length;
 }
 
+/// The same of a well-formed sequence of two or three bytes at the start of a little-endian word, without a loop;
+/// returns 0 if there is none.
+GPUDEDUP_HD uint32_t decode_short(uint32_t word, uint32_t* code_point) {
+  if ((word & 0xC0C0F0) == 0x8080E0) {
+    *code_point = (word & 0xF) << 12 | (word >> 2 & 0xFC0) | (word >> 16 & 0x3F);
+    return *code_point >= 0x800 && *code_point - 0xD800 >= 0x800 ? 3 : 0;  // not overlong, no surrogate
+  }
+  *code_point = (word & 0x1F) << 6 | (word >> 8 & 0x3F);
+  return (word & 0xC0E0) == 0x80C0 && *code_point >= 0x80 ? 2 : 0;
+}
+
 /// Writes a scalar value as UTF-8; returns the bytes written (1 to 4).
 GPUDEDUP_HD int32_t encode_utf8(uint32_t code_point, uint8_t* out) {
   if (code_point < 0x80) {

@@ -1,86 +1,185 @@
 // Text -> folded bytes and units. docs/spec.md, sections 1 to 3.
 //
 // Documents stand one after another in one text, and a bitmap says where they begin. Every thread takes the code points
-// that begin in its 16 bytes, whatever document they belong to, so work is as even as the text is. Two passes:
+// that begin in its 32 bytes, whatever document they belong to, so work is as even as the text is. Two passes:
 // `measure` finds what each stretch adds (core/span.h), a scan turns that into the place where each stretch begins,
 // `find` writes.
 //
-// Bytes are read one by one: neighbours in a warp touch the same few lines at a time, which the first touch brings in
-// whole, and a code point of any length at any place then needs no shuffling of registers.
+// A stretch is read into sets of 32 bits: ASCII four bytes at a time, other code points one by one, folded in place. So
+// the time of a warp goes with the most of these that one of its threads has. Where a code point folds to more bytes
+// than it has itself, the thread takes its whole stretch code point by code point.
+#include "core/ascii.h"
 #include "core/span.h"
 #include "cuda/block.h"
 #include "cuda/device.h"
 
 namespace gpudedup {
 
-constexpr uint32_t READ_BYTES = 16;  // of text, a thread
+constexpr uint32_t READ_BYTES = 32;  // of text, a thread
+constexpr uint32_t READ_WORDS = READ_BYTES / 4;
 constexpr uint32_t READ_THREADS = 256;
 constexpr uint32_t JOIN_THREADS = 1024;
 
+// What a block of `find` collects before it goes to memory as a whole. Text that folds to more goes there directly.
+constexpr uint32_t BLOCK_BYTES = READ_BYTES * READ_THREADS;
+constexpr uint32_t BLOCK_UNITS = 3072;  // of one code point in three bytes: 2,731
+constexpr uint32_t VECTOR_BYTES = sizeof(uint4);
+
+// A stretch in shared memory, and up to three bytes of its last code point that are beyond it. An odd number of words
+// apart, equal words of all lanes are in different banks.
+constexpr uint32_t SLOT_WORDS = READ_WORDS + 1;
+
 /// `starts` has bit p set where a document that is not empty starts at byte p, and bit `size`; one word more after it.
+/// The bytes have room to the next
+/// multiple of READ_BYTES after it.
 struct Text {
   const uint8_t* bytes;
   uint32_t size;
   const uint32_t* starts;
   FoldTable fold;
+  uint32_t lower;  // what lowers four letters
 };
 
-/// The 24 bits of `starts` from byte at - 4 on, for a multiple `at` of 16.
-__device__ __forceinline__ uint32_t starts_around(const uint32_t* starts, uint32_t at) {
-  const uint16_t* halves = reinterpret_cast<const uint16_t*>(starts) + at / 16;
-  const uint32_t before = at == 0 ? 0 : *(halves - 1);
-  return before >> 12 | static_cast<uint32_t>(halves[0]) << 4 | (static_cast<uint32_t>(halves[1]) & 0xF) << 20;
+__device__ __forceinline__ Text make_text(const uint8_t* bytes, uint32_t size, const uint32_t* starts,
+                                          const uint16_t* fold_index, const uint32_t* fold_pages,
+                                          const uint32_t* fold_expansions, uint32_t fold) {
+  return {
+      bytes, size, starts, {fold_index, fold_pages, fold_expansions, fold == FOLD_FULL}, fold == FOLD_NONE ? 0 : LOWER};
 }
 
-/// Decodes at bit `bit` of `starts`, no further than to the next document; returns the bytes consumed.
-__device__ __forceinline__ uint32_t decode(const uint8_t* bytes, uint32_t starts, uint32_t bit, uint32_t* code_point) {
-  const uint32_t after = starts >> (bit + 1);
-  const int64_t size = after == 0 ? 4 : __ffs(static_cast<int32_t>(after));
-  return static_cast<uint32_t>(decode_utf8(bytes, size, code_point));
+/// Bits of `starts` for the bytes after `at`, 31 of them.
+__device__ __forceinline__ uint32_t starts_after(const Text& text, uint32_t at) {
+  const uint32_t* word = text.starts + at / 32;
+  return __funnelshift_r(word[0], word[1], at) >> 1;
+}
+
+/// Decodes at `at`, no further than to the next document, of which `starts` tells as starts_after() does; returns the
+/// bytes consumed.
+__device__ __forceinline__ uint32_t decode(const Text& text, uint32_t at, uint32_t starts, uint32_t* code_point) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(text.bytes) + at / 4;
+  const uint32_t size = decode_short(__funnelshift_r(words[0], words[1], at * 8), code_point);
+  if (size != 0 && (starts & bits_below(size - 1)) == 0) return size;
+  const int64_t most = starts == 0 ? 4 : lowest_bit(starts) + 1;
+  return static_cast<uint32_t>(decode_utf8(text.bytes + at, most, code_point));
 }
 
 /// Bytes from `at` on that belong to a code point which begins before it. Only the nearest byte that is no continuation
 /// can begin one: a decode never consumes a further one, and a continuation that no lead consumes is a code point.
-__device__ __forceinline__ uint32_t overhang(const uint8_t* bytes, uint32_t at, uint32_t starts) {
-  if ((bytes[at] & 0xC0) != 0x80) return 0;
-  for (uint32_t back = 1; back <= 3; ++back) {
-    if (starts >> (5 - back) & 1) return 0;  // byte at - back is of another document
-    if ((bytes[at - back] & 0xC0) == 0x80) continue;
+__device__ __forceinline__ uint32_t overhang(const Text& text, uint32_t at) {
+  if ((text.bytes[at] & 0xC0) != 0x80) return 0;
+  for (uint32_t back = 1; back <= 3 && back <= at; ++back) {
+    if ((text.bytes[at - back] & 0xC0) == 0x80) continue;
     uint32_t code_point;
-    const uint32_t consumed = decode(bytes + (at - back), starts, 4 - back, &code_point);
+    const uint32_t consumed = decode(text, at - back, starts_after(text, at - back), &code_point);
     return consumed > back ? consumed - back : 0;
   }
   return 0;
 }
 
-/// Calls border() where a document starts and take(byte, kind, code point) for each folded code point of those that
-/// begin in [begin, begin + READ_BYTES).
-template <class Border, class Take>
-__device__ __forceinline__ void read(const Text& text, uint32_t begin, Border&& border, Take&& take) {
-  if (begin >= text.size) return;
-  const uint32_t end = text.size - begin < READ_BYTES ? text.size : begin + READ_BYTES;
-  const uint32_t starts = starts_around(text.starts, begin);
-  uint32_t at = begin + overhang(text.bytes, begin, starts);
-  while (at < end) {
-    const uint32_t bit = at - begin + 4;
-    if (starts >> bit & 1) border();
+/// Reads [begin, end), of at most READ_BYTES, with all code points that begin there folded in place; `begin` is a
+/// multiple of READ_BYTES. take(word number, word) is given the bytes four at a time, put(i, code point) then the unit
+/// characters that are not of ASCII, which replace those from byte i on. False if one folds to more than its own bytes.
+template <class Take, class Put>
+__device__ __forceinline__ bool read_stretch(const Text& text, uint32_t begin, uint32_t end, Stretch* stretch,
+                                             Take&& take, Put&& put) {
+  const uint32_t own = bits_below(end - begin);
+  const uint4* from = reinterpret_cast<const uint4*>(text.bytes + begin);
+  const uint4 low = from[0], high = from[1];
+  const uint32_t words[READ_WORDS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+  uint32_t joiners = 0, wide = 0;
+#pragma unroll
+  for (uint32_t i = READ_WORDS; i-- > 0;) {
+    joiners = __funnelshift_l(gather_tops(ascii_joiners(words[i])), joiners, 4);
+    wide |= words[i];
+    take(i, words[i]);
+  }
+  if ((wide & TOP_BITS) != 0) {
+    wide = 0;
+#pragma unroll
+    for (uint32_t i = READ_WORDS; i-- > 0;) wide = __funnelshift_l(gather_tops(words[i] & TOP_BITS), wide, 4);
+    wide &= own;
+  } else {
+    wide = 0;
+  }
+  joiners &= own;
+  const uint32_t starts = text.starts[begin / 32];
+  *stretch = {joiners, 0, ~own, starts & own, joiners, 0};
+  if ((wide & 1) != 0) {
+    const uint32_t before = (1u << overhang(text, begin)) - 1;
+    stretch->skipped |= before;
+    wide &= ~before;
+  }
+  const uint32_t starts_next = wide == 0 ? 0 : text.starts[begin / 32 + 1];
+  while (wide != 0) {
+    const uint32_t at = lowest_bit(wide);
     uint32_t code_point;
-    const uint32_t consumed = decode(text.bytes + at, starts, bit, &code_point);
-    fold_code_point(text.fold, code_point, [&](uint32_t kind, uint32_t folded) { take(at, kind, folded); });
+    const uint32_t consumed = decode(text, begin + at, __funnelshift_r(starts, starts_next, at) >> 1, &code_point);
+    const uint32_t all = bits_below(consumed) << at;
+    wide &= ~all;
+    stretch->skipped |= all;
+    uint32_t to = at;
+    bool in_place = true;
+    fold_code_point(text.fold, code_point, [&](uint32_t kind, uint32_t folded) {
+      const uint32_t size = kind == KIND_SEPARATOR ? 1 : utf8_size(folded), next = to + size;
+      in_place = in_place && to < READ_BYTES && next <= at + consumed;
+      if (!in_place) return;
+      const uint32_t bit = 1u << to;
+      stretch->skipped &= ~bit;
+      if (kind == KIND_JOINER) stretch->joiners |= bit;
+      if (kind == KIND_SINGLE) stretch->singles |= bit;
+      if (kind != KIND_SEPARATOR) {
+        stretch->bytes |= bits_below(size) << to;
+        stretch->beyond = next > READ_BYTES ? next - READ_BYTES : 0;
+        put(to, folded);
+      }
+      to = next;
+    });
+    if (!in_place) return false;
+  }
+  return true;
+}
+
+/// Calls border() where a document starts and take(kind, code point) for each folded code point of those that begin in
+/// [begin, end).
+template <class Border, class Take>
+__device__ __forceinline__ void read_code_points(const Text& text, uint32_t begin, uint32_t end, Border&& border,
+                                                 Take&& take) {
+  const uint32_t starts = text.starts[begin / 32];
+  uint32_t at = begin + overhang(text, begin);
+  while (at < end) {
+    if (starts >> (at - begin) & 1) border();
+    uint32_t code_point;
+    const uint32_t consumed = decode(text, at, starts_after(text, at), &code_point);
+    fold_code_point(text.fold, code_point, take);
     at += consumed;
   }
 }
 
-/// The span of each thread's stretch and of those before it in its block; the span of each block.
+/// The span of what begins in [begin, end).
 template <class Units>
-__device__ __forceinline__ void measure(const Text& text, Span* before, Span* blocks) {
-  const uint32_t thread = blockIdx.x * READ_THREADS + threadIdx.x;
+__device__ __forceinline__ Span measure(const Text& text, uint32_t begin, uint32_t end) {
+  Stretch stretch;
+  if (read_stretch(text, begin, end, &stretch, [](uint32_t, uint32_t) {}, [](uint32_t, uint32_t) {}))
+    return Units::span(stretch);
   Span span = empty_span();
-  read(
-      text, thread * READ_BYTES, [&] { span = join<Units>(span, Units::border()); },
-      [&](uint32_t, uint32_t kind, uint32_t code_point) {
+  read_code_points(
+      text, begin, end, [&] { span = join<Units>(span, Units::border()); },
+      [&](uint32_t kind, uint32_t code_point) {
         span = join<Units>(span, Units::code_point(kind, utf8_size(code_point)));
       });
+  return span;
+}
+
+/// Where the stretch of a thread ends, which begins at `begin`; not after `begin` if there is no text for it.
+__device__ __forceinline__ uint32_t stretch_end(const Text& text, uint32_t begin) {
+  return begin + READ_BYTES < text.size ? begin + READ_BYTES : text.size;
+}
+
+/// The span of all stretches before each in its block; the span of each block.
+template <class Units>
+__device__ __forceinline__ void measure_all(const Text& text, Span* before, Span* blocks) {
+  const uint32_t thread = blockIdx.x * READ_THREADS + threadIdx.x, begin = thread * READ_BYTES;
+  const Span span = begin < text.size ? measure<Units>(text, begin, stretch_end(text, begin)) : empty_span();
   Span total;
   before[thread] = block_scan<Units>(span, &total);
   if (threadIdx.x == 0) blocks[blockIdx.x] = total;
@@ -109,25 +208,106 @@ __device__ __forceinline__ bool fits(const uint32_t* needed, uint32_t unit_room,
   return needed[0] <= unit_room && needed[1] <= byte_room;
 }
 
-/// Writes the folded bytes of all units one after another, where in them each unit starts, and the byte of the text
-/// that the first code point of each came from.
+/// Writes the folded bytes of a thread's stretch from folded[0] on, and where its units begin, from unit_start[0] on:
+/// at `place.bytes` and after.
 template <class Units>
-__device__ __forceinline__ void find(const Text& text, const Span* before, const Span* blocks, uint8_t* folded,
-                                     uint32_t* unit_start, uint32_t* unit_source) {
-  const uint32_t thread = blockIdx.x * READ_THREADS + threadIdx.x;
-  Place place = Units::after(join<Units>(blocks[blockIdx.x], before[thread]));
-  read(
-      text, thread * READ_BYTES, [&] { Units::take_border(place.gap); },
-      [&](uint32_t at, uint32_t kind, uint32_t code_point) {
+__device__ __forceinline__ void write_stretch(const Text& text, uint32_t begin, Place place, uint32_t* slot,
+                                              uint8_t* folded, uint32_t* unit_start) {
+  const uint32_t end = stretch_end(text, begin);
+  Stretch stretch;
+  if (read_stretch(
+          text, begin, end, &stretch, [&](uint32_t i, uint32_t word) { slot[i] = word | text.lower; },
+          [&](uint32_t at, uint32_t code_point) { encode_utf8(code_point, reinterpret_cast<uint8_t*>(slot) + at); })) {
+    const uint32_t blanks = Units::blanks(place.gap, stretch);
+    for (uint32_t rest = Units::units(place.gap, stretch); rest != 0; rest &= rest - 1) {
+      const uint32_t bit = rest & -rest, below = bit - 1;
+      const uint32_t at = place.bytes + bit_count(stretch.bytes & below) + bit_count(blanks & (below | bit));
+      if (blanks & bit) *unit_start++ = at - 1;
+      *unit_start++ = at;
+    }
+    uint32_t words[SLOT_WORDS];
+#pragma unroll
+    for (uint32_t i = 0; i < SLOT_WORDS; ++i) words[i] = slot[i];
+#pragma unroll
+    for (uint32_t i = 0; i < READ_BYTES; ++i) {
+      const uint32_t blank = blanks >> i & 1, byte = stretch.bytes >> i & 1;
+      if (blank) *folded = ' ';
+      folded += blank;
+      if (byte) *folded = static_cast<uint8_t>(words[i / 4] >> (i % 4 * 8));
+      folded += byte;
+    }
+    for (uint32_t i = 0; i < stretch.beyond; ++i) *folded++ = static_cast<uint8_t>(words[READ_WORDS] >> (i * 8));
+    return;
+  }
+  read_code_points(
+      text, begin, end, [&] { Units::take_border(place.gap); },
+      [&](uint32_t kind, uint32_t code_point) {
         Units::take(
-            place.gap, kind, code_point,
-            [&] {
-              unit_start[place.units] = place.bytes;
-              unit_source[place.units] = at;
-              ++place.units;
-            },
-            [&](uint32_t put) { place.bytes += static_cast<uint32_t>(encode_utf8(put, folded + place.bytes)); });
+            place.gap, kind, code_point, [&] { *unit_start++ = place.bytes; },
+            [&](uint32_t put) {
+              const uint32_t size = static_cast<uint32_t>(encode_utf8(put, folded));
+              folded += size;
+              place.bytes += size;
+            });
       });
+}
+
+/// Writes the folded bytes of all units one after another, and where in them each unit starts.
+template <class Units>
+__device__ __forceinline__ void find(const Text& text, const Span* before, const Span* blocks, const uint32_t* needed,
+                                     uint8_t* folded, uint32_t* unit_start) {
+  GPUDEDUP_SHARED(uint32_t, slots, READ_THREADS* SLOT_WORDS);
+  GPUDEDUP_SHARED(uint4, block_folded, BLOCK_BYTES / VECTOR_BYTES + 1);
+  GPUDEDUP_SHARED(uint32_t, block_starts, BLOCK_UNITS);
+  const uint32_t thread = blockIdx.x * READ_THREADS + threadIdx.x, begin = thread * READ_BYTES;
+  uint32_t* slot = &slots[threadIdx.x * SLOT_WORDS];
+  const Span here = blocks[blockIdx.x];
+  const Place first = Units::after(here);
+  Place last = {0, needed[0], needed[1]};
+  if (blockIdx.x + 1 < gridDim.x) last = Units::after(blocks[blockIdx.x + 1]);
+  const Place place = Units::after(join<Units>(here, before[thread]));
+  const uint32_t unit = place.units - first.units, byte = place.bytes - first.bytes;
+
+  if (last.units - first.units > BLOCK_UNITS || last.bytes - first.bytes > BLOCK_BYTES) {
+    if (begin < text.size)
+      write_stretch<Units>(text, begin, place, slot, folded + place.bytes, unit_start + place.units);
+    return;
+  }
+  // Shared bytes lie as in memory, relative to 16, so that whole vectors go there.
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(&block_folded[0]);
+  const uint32_t low = first.bytes % VECTOR_BYTES, high = low + (last.bytes - first.bytes);
+  if (begin < text.size) write_stretch<Units>(text, begin, place, slot, bytes + low + byte, &block_starts[0] + unit);
+  __syncthreads();
+  for (uint32_t i = threadIdx.x; i < last.units - first.units; i += READ_THREADS)
+    unit_start[first.units + i] = block_starts[i];
+  uint8_t* target = folded + (first.bytes - low);
+  for (uint32_t i = threadIdx.x; i * VECTOR_BYTES < high; i += READ_THREADS) {
+    const uint32_t from = i * VECTOR_BYTES, to = from + VECTOR_BYTES;
+    if (from >= low && to <= high) {
+      reinterpret_cast<uint4*>(target)[i] = block_folded[i];
+    } else {  // the rest of the vector is another block's
+      for (uint32_t k = from > low ? from : low; k < to && k < high; ++k) target[k] = bytes[k];
+    }
+  }
+}
+
+/// first[i] = the first unit of document i, [documents + 1]: the number of units from bytes before its start. No unit
+/// if there was no room for them.
+template <class Units>
+__device__ __forceinline__ void find_first(const Text& text, const uint32_t* offsets, uint32_t documents,
+                                           const Span* before, const Span* blocks, const uint32_t* needed,
+                                           bool has_room, uint32_t* first) {
+  const uint32_t i = blockIdx.x * READ_THREADS + threadIdx.x;
+  if (i > documents) return;
+  const uint32_t at = offsets[i];
+  if (at == text.size || !has_room) {
+    first[i] = has_room ? needed[0] : 0;
+    return;
+  }
+  const uint32_t stretch = at / READ_BYTES, begin = stretch * READ_BYTES;
+  Span span = join<Units>(blocks[stretch / READ_THREADS], before[stretch]);
+  if (begin < at) span = join<Units>(span, measure<Units>(text, begin, at));
+  first[i] = Units::after(span).units;
 }
 
 /// Sets the bits of `starts` (zero before) for the documents of `offsets` [documents + 1], of which the first is 0.
@@ -142,18 +322,18 @@ extern "C" __global__ void __launch_bounds__(READ_THREADS)
 
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
     measure_words(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
-                  const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t decompose_hangul,
-                  uint32_t* before, uint32_t* blocks) {
-  measure<Words>({bytes, size, starts, {fold_index, fold_pages, fold_expansions, decompose_hangul != 0}},
-                 reinterpret_cast<Span*>(before), reinterpret_cast<Span*>(blocks));
+                  const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, uint32_t* before,
+                  uint32_t* blocks) {
+  measure_all<Words>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold),
+                     reinterpret_cast<Span*>(before), reinterpret_cast<Span*>(blocks));
 }
 
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
     measure_chars(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
-                  const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t decompose_hangul,
-                  uint32_t* before, uint32_t* blocks) {
-  measure<Chars>({bytes, size, starts, {fold_index, fold_pages, fold_expansions, decompose_hangul != 0}},
-                 reinterpret_cast<Span*>(before), reinterpret_cast<Span*>(blocks));
+                  const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, uint32_t* before,
+                  uint32_t* blocks) {
+  measure_all<Chars>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold),
+                     reinterpret_cast<Span*>(before), reinterpret_cast<Span*>(blocks));
 }
 
 /// One block. needed uint32[2].
@@ -169,44 +349,42 @@ extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
 
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
     find_words(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
-               const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t decompose_hangul,
-               const uint32_t* before, const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room,
-               uint32_t byte_room, uint8_t* folded, uint32_t* unit_start, uint32_t* unit_source) {
+               const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
+               const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room, uint8_t* folded,
+               uint32_t* unit_start) {
   if (!fits(needed, unit_room, byte_room)) return;
-  find<Words>({bytes, size, starts, {fold_index, fold_pages, fold_expansions, decompose_hangul != 0}},
-              reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), folded, unit_start,
-              unit_source);
+  find<Words>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold),
+              reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), needed, folded, unit_start);
 }
 
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
     find_chars(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
-               const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t decompose_hangul,
-               const uint32_t* before, const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room,
-               uint32_t byte_room, uint8_t* folded, uint32_t* unit_start, uint32_t* unit_source) {
+               const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
+               const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room, uint8_t* folded,
+               uint32_t* unit_start) {
   if (!fits(needed, unit_room, byte_room)) return;
-  find<Chars>({bytes, size, starts, {fold_index, fold_pages, fold_expansions, decompose_hangul != 0}},
-              reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), folded, unit_start,
-              unit_source);
+  find<Chars>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold),
+              reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), needed, folded, unit_start);
 }
 
-/// first[i] = the first unit of document i, [documents + 1]: the number of units from bytes before its start. No unit
-/// if there was no room for them.
 extern "C" __global__ void __launch_bounds__(READ_THREADS)
-    first_units(const uint32_t* offsets, uint32_t documents, const uint32_t* unit_source, const uint32_t* needed,
-                uint32_t unit_room, uint32_t byte_room, uint32_t* first) {
-  const uint32_t i = blockIdx.x * READ_THREADS + threadIdx.x;
-  if (i > documents) return;
-  const uint32_t at = offsets[i];
-  uint32_t low = 0, high = fits(needed, unit_room, byte_room) ? needed[0] : 0;
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (unit_source[middle] < at) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
-  }
-  first[i] = low;
+    first_words(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
+                const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
+                const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room,
+                const uint32_t* offsets, uint32_t documents, uint32_t* first) {
+  find_first<Words>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold), offsets, documents,
+                    reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), needed,
+                    fits(needed, unit_room, byte_room), first);
+}
+
+extern "C" __global__ void __launch_bounds__(READ_THREADS)
+    first_chars(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
+                const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
+                const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room,
+                const uint32_t* offsets, uint32_t documents, uint32_t* first) {
+  find_first<Chars>(make_text(bytes, size, starts, fold_index, fold_pages, fold_expansions, fold), offsets, documents,
+                    reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), needed,
+                    fits(needed, unit_room, byte_room), first);
 }
 
 }  // namespace gpudedup

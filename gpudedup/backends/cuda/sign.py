@@ -25,15 +25,15 @@ from gpudedup.errors import DeviceMemoryError
 from gpudedup.params import Params, parse_shingle
 
 # The constants of the same names in csrc/cuda/units.cu and sign.cu.
-READ_BYTES, READ_THREADS, JOIN_THREADS = 16, 256, 1024
+READ_BYTES, READ_THREADS, JOIN_THREADS = 32, 256, 1024
 HASH_THREADS, HASH_UNITS = 256, 1024
 SIGN_THREADS, SIGN_UNITS, WARP_LANES = 128, 512, 128
 
-MAX_PIECE_BYTES = 1 << 30
-"""Of text, in one piece. A position in what it folds to, at most 11 times as long, is uint32 or has no room at all."""
+MAX_PIECE_BYTES = 1 << 28
+"""Of text, in one piece. What it folds to, at most 11 times as long, is counted in 32 bits."""
 
-MAX_ROOM = 2**32 - 2**16
-"""Units or folded bytes: sums stop at 2^32 - 1, and the last block reaches past its last unit."""
+FOLDS = ("none", "case", "full")
+"""As kernels number them (core/fold.h)."""
 
 FOLDED_SLACK = 12
 """Bytes after the folded text that its hash reads and leaves out."""
@@ -199,10 +199,10 @@ class Signer:
         self._a, self._b = self._constant(a), self._constant(b)
         self._fold: tuple[DeviceArray | Scalar, ...] = ()
         if self._unit != "tokens":
-            index, pages, expansions, decompose_hangul = _cpu.fold_tables(params.fold)
+            index, pages, expansions, _ = _cpu.fold_tables(params.fold)
             self._fold = (
                 *(self._constant(index), self._constant(pages), self._constant(expansions)),
-                np.uint32(decompose_hangul),
+                np.uint32(FOLDS.index(params.fold)),
             )
 
     def _constant(self, values: HostArray) -> DeviceArray:
@@ -277,6 +277,10 @@ class Signer:
                 f"backend, which signs documents of less than {MAX_PIECE_BYTES} bytes; sign it on the CPU"
             )
 
+    def _padded(self, size: int) -> int:
+        """Text is read READ_BYTES at a time, and a word after its last byte."""
+        return size if self._unit == "tokens" else (size // READ_BYTES + 1) * READ_BYTES
+
     def _cost(self, piece: _Piece) -> int:
         return max(piece.size * self._width, piece.count * self._document_bytes)
 
@@ -309,9 +313,11 @@ class Signer:
         request, count, size = piece.output.request, piece.count, piece.size
         self._reserve(piece, slot)
         start = int(piece.offsets[0])
+        padded = self._padded(size)
         _cpu.copy_values(slot.host["values"][:size], request.values[start : start + size], workers=self._workers)
+        slot.host["values"][size:padded] = 0
         np.subtract(piece.offsets, start, out=slot.host["offsets"][: count + 1], casting="unsafe")
-        up = {"values": size, "offsets": count + 1}
+        up = {"values": padded, "offsets": count + 1}
         if request.scope_keys is not None:
             np.copyto(slot.host["scope_keys"][:count], request.scope_keys[piece.first : piece.last])
             up["scope_keys"] = count
@@ -326,7 +332,10 @@ class Signer:
         """All memory of a piece but that of packed shingle hashes on the host."""
         request, count, size = piece.output.request, piece.count, piece.size
         values = np.int64 if self._unit == "tokens" else np.uint8
-        up: dict[str, tuple[int, npt.DTypeLike]] = {"values": (size, values), "offsets": (count + 1, np.uint32)}
+        up: dict[str, tuple[int, npt.DTypeLike]] = {
+            "values": (self._padded(size), values),
+            "offsets": (count + 1, np.uint32),
+        }
         if request.scope_keys is not None:
             up["scope_keys"] = (count, np.uint64)
         for name, (items, kind) in {**up, **self._down_arrays(piece)}.items():
@@ -348,8 +357,8 @@ class Signer:
             self._work.reserve("unit_start", units, np.uint32)
             self._work.reserve("shingles", units, np.uint32)
             self._work.reserve("folded", folded + FOLDED_SLACK, np.uint8)
-            slot.unit_room = min(self._work["unit_start"].size, self._work["shingles"].size, MAX_ROOM)
-            slot.byte_room = min(self._work["folded"].size - FOLDED_SLACK, MAX_ROOM)
+            slot.unit_room = min(self._work["unit_start"].size, self._work["shingles"].size)
+            slot.byte_room = self._work["folded"].size - FOLDED_SLACK
         else:
             self._work.reserve("shingles", size, np.uint32)
         if request.shingles:
@@ -418,7 +427,6 @@ class Signer:
         block_bytes = READ_BYTES * READ_THREADS
         blocks = -(-size // block_bytes)
         room = (needed, np.uint32(slot.unit_room), np.uint32(slot.byte_room))
-        source = work["shingles"]  # done with where units come from, it is overwritten with their shingle hashes
         kind = f"{self._unit}s"
         self._device.fill(work["starts"][: size // 32 + 2], 0, self._compute)
         self._launch(
@@ -427,12 +435,11 @@ class Signer:
         self._launch(f"measure_{kind}", size, block_bytes, READ_THREADS, *text, *spans)
         self._launch(f"join_{kind}", 1, 1, JOIN_THREADS, work["blocks"], np.uint32(blocks), needed)
         self._launch(
-            f"find_{kind}", size, block_bytes, READ_THREADS,
-            *text, *spans, *room, work["folded"], work["unit_start"], source,
-        )  # fmt: skip
+            f"find_{kind}", size, block_bytes, READ_THREADS, *text, *spans, *room, work["folded"], work["unit_start"]
+        )
         self._launch(
-            "first_units", count + 1, READ_THREADS, READ_THREADS,
-            device["offsets"], documents, source, *room, device["first"],
+            f"first_{kind}", count + 1, READ_THREADS, READ_THREADS,
+            *text, *spans, *room, device["offsets"], documents, device["first"],
         )  # fmt: skip
 
     def _sign_shingles(self, piece: _Piece, slot: _Slot, first: DeviceArray, units: int) -> None:
@@ -456,8 +463,6 @@ class Signer:
         if self._unit != "tokens":
             needed_units, needed_bytes = (int(value) for value in slot.host["needed"][:2])
             if needed_units > slot.unit_room or needed_bytes > slot.byte_room:
-                if max(needed_units, needed_bytes) > MAX_ROOM:
-                    raise DeviceMemoryError(f"it folds to more than {MAX_ROOM} units or bytes")
                 piece.unit_room, piece.byte_room = needed_units, needed_bytes
                 self._reserve(piece, slot)
                 self._run(piece, slot)
