@@ -31,7 +31,7 @@ CLOCK = "gpudedup.run over files, in a process that has run it before: decode, s
 def suite(order: Order) -> Iterator[Record]:
     """Always over made corpora, whose clusters follow one law at any size."""
     device = next((one for one in order.best if one.device == "cpu"), order.best[0])
-    steps = STEPS[::3] if order.quick else STEPS
+    steps = (CORES_STEP, STEPS[-1]) if order.quick else STEPS
     sizes: list[tuple[Inputs, Measured]] = []
     for step in steps:
         text = made(order, size=order.text_bytes * step // STEPS[-1], plain=True)
