@@ -34,6 +34,7 @@ import gpudedup
 from gpudedup import ArtefactError, GuardError, InputError, OutputError, ParameterError
 from gpudedup.engines import corpus as corpora
 from gpudedup.engines import lineage
+from gpudedup.engines.durable import DurableRun
 from gpudedup.engines.signing import _Writer
 from gpudedup.store import lock, signatures
 from gpudedup.store.run_directory import RunDirectory
@@ -337,6 +338,54 @@ def test_stopped_while_a_task_is_committed(tmp_path: Path, monkeypatch: pytest.M
     gpudedup.run(source, out)
     gpudedup.run(source, tmp_path / "fresh")
     assert_same(out, tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_what_is_signed_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tasks there are, few are held in memory."""
+    tasks, size = 40, 100_000
+    for task in range(tasks):
+        row = {"text": [words(task)], "id": ["x" * size]}
+        write(pa.table(row), tmp_path / "in" / f"{task:02}.parquet")
+    held: list[int] = []
+    commit = RunDirectory.commit
+
+    def watched(directory: RunDirectory, record: Any) -> None:
+        commit(directory, record)
+        held.append(pa.total_allocated_bytes())
+
+    monkeypatch.setattr(RunDirectory, "commit", watched)
+    before = pa.total_allocated_bytes()
+    gpudedup.begin(tmp_path / "in", tmp_path / "out", id_column="id")
+    assert len(held) == 2 * tasks
+    assert max(held) - before < tasks // 2 * size
+
+
+@pytest.mark.usefixtures("tiny_tasks")
+def test_an_error_while_several_tasks_wait_to_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing stays under a temporary name."""
+    source, out = split(DOCUMENTS, tmp_path / "in", "jsonl"), tmp_path / "out"
+    replace, commit = DurableRun.replace, _Writer.commit
+    begun, committed = threading.Semaphore(0), []
+
+    def counted(run: DurableRun, stage: str, task: int) -> None:
+        replace(run, stage, task)
+        begun.release()
+
+    def failing(task: _Writer) -> None:
+        for _ in range(3 if not committed else 1):
+            assert begun.acquire(timeout=30)
+        if committed:
+            raise RuntimeError("nobody expects this")
+        commit(task)
+        committed.append(task)
+
+    monkeypatch.setattr(DurableRun, "replace", counted)
+    monkeypatch.setattr(_Writer, "commit", failing)
+    with pytest.raises(RuntimeError, match=r"nobody expects this"):
+        gpudedup.begin(source, out)
+    assert not [path for path in out.rglob("*") if ".gpudedup-" in path.name]
+    assert gpudedup.status(out).stages[0].done == 1
 
 
 def test_seconds_of_an_earlier_process_count(tmp_path: Path) -> None:

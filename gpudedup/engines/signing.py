@@ -91,39 +91,42 @@ class _Writer:
 def sign_tasks(run: DurableRun, tasks: Sequence[int], cache: ShingleCache) -> None:
     """Sign the files of tasks, in one go over all of them, and commit each. Raises InputError and OutputError."""
     parts = [part for task in tasks for part in run.corpus.parts_of(task)]
-    writers = deque(tasks)
+    left = deque(tasks)
+    writers: deque[_Writer] = deque()  # the last is of the task that is being read; others are about to be committed
     documents = text_bytes = 0
     with ExitStack() as cleanup, stoppable_threads(1, "gpudedup-sign") as submit:  # the thread ends before the clean-up
         ahead: deque[Future[None]] = deque()
 
-        def begin() -> _Writer:
-            writer = _Writer(run, writers[0])
-            cleanup.callback(writer.abandon)
-            return writer
+        @cleanup.callback
+        def abandon() -> None:
+            for writer in writers:
+                writer.abandon()
 
         def hand(job: Callable[[], None]) -> None:
             ahead.append(submit(job))
             while len(ahead) > PIECES_AHEAD:
                 ahead.popleft().result()
 
-        writer = begin()
+        def commit() -> None:
+            writers[0].commit()
+            writers.popleft()
 
         def to_next() -> None:
-            nonlocal writer
-            hand(writer.commit)
-            writers.popleft()
-            if writers:
-                writer = begin()
+            hand(commit)
+            left.popleft()
+            if left:
+                writers.append(_Writer(run, left[0]))
 
+        writers.append(_Writer(run, left[0]))
         for piece in sign_pieces(run.source, parts, run.params, run.backend, cache=cache, band_keys=False, lanes=True):
             task = run.corpus.task_at(piece.shard, int(piece.batch.rows[0]) if len(piece.batch.rows) else 0)
-            while writers[0] != task:  # files without rows give no batch
+            while left[0] != task:  # files without rows give no batch
                 to_next()
-            hand(partial(writer.add, piece))
+            hand(partial(writers[-1].add, piece))
             documents += len(piece.batch.rows)
             text_bytes += piece.text_bytes
             run.progress("sign", documents, text_bytes)
-        while writers:
+        while left:
             to_next()
         while ahead:
             ahead.popleft().result()
