@@ -27,7 +27,7 @@ from gpudedup.bench.devices import Device, present_devices
 from gpudedup.bench.inputs import Inputs, made
 from gpudedup.bench.measure import Measured
 from gpudedup.bench.record import Host, Record, Spread, Text, new_record, read_records, write_records
-from gpudedup.bench.suites import Order, match, signatures, transfers
+from gpudedup.bench.suites import Order, match, scaling, signatures, transfers
 from gpudedup.bench.suites.end_to_end import check_planted
 from gpudedup.bench.summary import markdown, sections, write_pictures
 from gpudedup.errors import BenchmarkError, DeviceError, ParameterError
@@ -375,6 +375,26 @@ def test_removals_of_a_made_corpus_are_held_to_what_was_planted(tmp_path: Path) 
     )
     with pytest.raises(BenchmarkError, match="was not made from"):
         check_planted(stray, text)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5])
+def test_the_slope_is_that_of_the_growth(power: float, tmp_path: Path) -> None:
+    def sizes(least: int) -> list[tuple[Inputs, Measured]]:
+        return [
+            (
+                Inputs("mixed", (), "text", 1, least * step),
+                Measured(1, Spread.of([1.0]), 2e-8 * (least * step) ** power, 1, {}, ""),
+            )
+            for step in scaling.STEPS
+        ]
+
+    order, device = order_in(tmp_path), Device("cpu", "avx2")
+    record = scaling._slope(order, sizes(10_000_000), device)
+    assert record.figures["slope"] == pytest.approx(power)
+    assert record.curves["text_bytes"] == [1e7 * step for step in (1, 2, 4, 8, 16, 32, 64)]
+    small = scaling._slope(order, sizes(100_000), device)
+    assert small.cannot is not None
+    assert "use --size 256MB" in small.cannot
 
 
 def test_text_of_a_corpus_is_counted(tmp_path: Path) -> None:
