@@ -11,7 +11,7 @@ from pathlib import Path
 from gpudedup.backends.cuda.detect import detect
 from gpudedup.errors import BenchmarkError, OutputError, ParameterError
 
-HERE = Path(__file__).resolve().parent
+PROGRAMS = Path(__file__).resolve().parent / "programs"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Peer:
     package: str
     """On PyPI; its version is the peer's."""
     module: str
-    """Of this folder."""
+    """Its program in PROGRAMS."""
     beside: tuple[str, ...] = ()
     """Packages that it needs for this job and does not ask for itself."""
     environment: str = ""
@@ -39,7 +39,7 @@ class Peer:
 
     @property
     def program(self) -> Path:
-        return HERE / f"{self.module}.py"
+        return PROGRAMS / f"{self.module}.py"
 
 
 OURS = (Peer("gpudedup", "gpudedup", "gpudedup_peer"), Peer("gpudedup, 256 MB", "gpudedup", "gpudedup_lean_peer"))

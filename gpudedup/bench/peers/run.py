@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from gpudedup.bench.inputs import Inputs
 from gpudedup.bench.measure import run_process
-from gpudedup.bench.peers.environments import HERE, OURS, PEERS, Peer, installed_version, no_gpu, python_of
+from gpudedup.bench.peers.environments import OURS, PEERS, Peer, installed_version, no_gpu, python_of
 from gpudedup.bench.quality import Judge, Mask
 from gpudedup.bench.record import Record, Spread, new_record
 from gpudedup.bench.suites import Order
@@ -59,7 +59,7 @@ def run_peer(peer: Peer, python: Path, corpus: Inputs, folder: Path, workers: in
     out, order = folder / "kept.parquet", folder / "order.json"
     out.unlink(missing_ok=True)
     order.write_text(json.dumps({"files": corpus.files, "out": str(out), "workers": workers}))
-    own = str(HERE.parents[2]) if peer in OURS else ""
+    own = str(Path(__file__).resolve().parents[3]) if peer in OURS else ""
     process = run_process(
         [str(python), str(peer.program), str(order)],
         environment={"PYTHONPATH": own, "TMPDIR": str(folder), "HF_HOME": str(folder / "hub")},

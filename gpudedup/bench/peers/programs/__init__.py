@@ -1,0 +1,1 @@
+"""One program a peer, run by path in the peer's environment: nothing of gpudedup is imported there."""
