@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,15 @@ def times(out: Path, *folders: str) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for name in folders for path in (out / name).rglob("*")}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_flushes() -> Iterator[None]:
+    """No power fails here; tests/test_faults.py looks at what is flushed when it does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        patch.setattr("gpudedup.store.run_directory.flushed_at_once", lambda folder: nullcontext())
+        yield
+
+
 @pytest.fixture
 def tiny_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is a task of sign and apply, every band one of match."""
@@ -159,6 +168,14 @@ def tiny_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def reach(out: Path, stage: str) -> gpudedup.Status:
     """Stage by stage: `decide` by itself compares nothing."""
     return [gpudedup.advance(out, name) for name in STAGES[: STAGES.index(stage) + 1]][-1]
+
+
+def stopped(source: Path, folder: Path, **options: Any) -> Iterator[tuple[str, gpudedup.Status, Path]]:
+    """Copies of one run as it is after each stage but the last: (stage, status, directory)."""
+    out = folder / "going on"
+    for until in STAGES[:-1]:
+        found = gpudedup.begin(source, out, **options) if until == "sign" else gpudedup.advance(out, until)
+        yield until, found, shutil.copytree(out, folder / f"after {until}")
 
 
 def refuse(*arguments: Any, **options: Any) -> Any:
@@ -208,10 +225,7 @@ def test_stopped_after_each_stage(tmp_path: Path, suffix: str, output: str) -> N
     source, never = split(DOCUMENTS, tmp_path / "in", suffix), tmp_path / "never"
     fresh = gpudedup.run(source, never, output=output)
     assert fresh.summary().removed > 15
-    for until in STAGES[:-1]:
-        out = tmp_path / until
-        gpudedup.begin(source, out, output=output)
-        found = reach(out, until)
+    for until, found, out in stopped(source, tmp_path, output=output):
         reached = STAGES.index(until) + 1
         assert [stage.is_done for stage in found.stages] == [place < reached for place in range(5)]
         assert found.state == "unfinished"
@@ -614,12 +628,11 @@ def test_few_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: st
         fresh = gpudedup.run(source, tmp_path / output, output=output, drop_empty=True, **options)
         assert fresh.summary().removed == len(oracle.removed)
         assert fresh.summary().kept == sum(oracle.keep_mask)
-        for until in STAGES[:-1]:
-            out = tmp_path / f"{output} {until}"
-            gpudedup.begin(source, out, output=output, drop_empty=True, **options)
-            reach(out, until)
-            gpudedup.run(source, out, output=output, drop_empty=True, **options)
-            assert_same(out, tmp_path / output)
+    # Every output with every format, with every number of documents, and in both numbers of tasks.
+    output = OUTPUTS[(list(FEW).index(name) + FORMATS.index(suffix) + tiny) % 3]
+    for _, _, out in stopped(source, tmp_path, output=output, drop_empty=True, **options):
+        gpudedup.run(source, out, output=output, drop_empty=True, **options)
+        assert_same(out, tmp_path / output)
     gpudedup.deduplicate(source, drop_empty=True, **options).save(tmp_path / "memory", output=output)
     assert results(tmp_path / "memory") == results(tmp_path / output)
 
@@ -903,7 +916,7 @@ def test_stages_that_are_none(tmp_path: Path) -> None:
 def test_another_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = write(DOCUMENTS, tmp_path / "in" / "a.parquet"), tmp_path / "out"
     gpudedup.begin(source, out)
-    monkeypatch.setattr("gpudedup.engines.durable.SPEC", 2)
+    monkeypatch.setattr("gpudedup.engines.begun.SPEC", 2)
     monkeypatch.setattr("gpudedup.engines.lineage.SPEC", 2)
     with pytest.raises(ArtefactError, match="follows spec 1, this version of gpudedup spec 2; use another directory"):
         gpudedup.run(source, out)

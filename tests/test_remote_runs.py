@@ -279,8 +279,11 @@ def test_against_a_remote_run(store: ObjectStore, files: Path, tmp_path: Path) -
 
 
 def test_damage_is_found(store: ObjectStore, files: Path) -> None:
+    """In one file of each folder."""
     gpudedup.run(files, store.url("a"))
-    for key in [key for key in store.keys if key[-1] != "/" and "/done/" not in key]:
+    folders = {key.rpartition("/")[0]: key for key in store.keys if key[-1] != "/" and "/done/" not in key}
+    assert len(folders) == 7
+    for key in folders.values():
         data = bytearray(store.get(key))
         whole = bytes(data)
         data[len(data) // 2] ^= 1

@@ -479,6 +479,24 @@ ssize_t pwritev64v2(int handle, const struct iovec* parts, int count, off64_t at
   WRITE_PARTS(pwritev64v2, next(handle, parts, count, at, flags));
 }
 
+/* -------------------------------------------------------------------------------------------------- flushing */
+
+/* Nobody waits for the device: a process that dies leaves what it wrote with the system, and `cut` keeps its own books.
+ */
+#define FLUSH(name, all)                                      \
+  int name(int handle) {                                      \
+    NEXT(name);                                               \
+    char path[PATH_MAX];                                      \
+    if (!of_handle(handle, path)) return next(handle);        \
+    if (event(#name, path, NEEDS_ROOM, 0) == FAIL) return -1; \
+    flushed(handle, path, all);                               \
+    return 0;                                                 \
+  }
+
+FLUSH(fsync, false)
+FLUSH(fdatasync, false)
+FLUSH(syncfs, true)
+
 /* ------------------------------------------------------------------------------------- all the rest, alike */
 
 #define OPERATION(name, parameters, call, where, kind, after)     \
@@ -494,9 +512,6 @@ ssize_t pwritev64v2(int handle, const struct iovec* parts, int count, off64_t at
     return done;                                                  \
   }
 
-OPERATION(fsync, (int handle), (handle), of_handle(handle, path), NEEDS_ROOM, flushed(handle, path, false))
-OPERATION(fdatasync, (int handle), (handle), of_handle(handle, path), NEEDS_ROOM, flushed(handle, path, false))
-OPERATION(syncfs, (int handle), (handle), of_handle(handle, path), NEEDS_ROOM, flushed(handle, path, true))
 OPERATION(ftruncate, (int handle, off_t size), (handle, size), of_handle(handle, path), NEEDS_ROOM,
           content_changed(handle))
 OPERATION(ftruncate64, (int handle, off64_t size), (handle, size), of_handle(handle, path), NEEDS_ROOM,
