@@ -379,22 +379,25 @@ def test_removals_of_a_made_corpus_are_held_to_what_was_planted(tmp_path: Path) 
 
 @pytest.mark.parametrize("power", [1.0, 1.5])
 def test_the_slope_is_that_of_the_growth(power: float, tmp_path: Path) -> None:
-    def sizes(least: int) -> list[tuple[Inputs, Measured]]:
+    def sizes(least: int, constant: float = 0.0) -> list[tuple[Inputs, Measured]]:
         return [
             (
                 Inputs("mixed", (), "text", 1, least * step),
-                Measured(1, Spread.of([1.0]), 2e-8 * (least * step) ** power, 1, {}, ""),
+                Measured(1, Spread.of([1.0]), constant + 2e-8 * (least * step) ** power, 1, {}, ""),
             )
             for step in scaling.STEPS
         ]
 
     order, device = order_in(tmp_path), Device("cpu", "avx2")
-    record = scaling._slope(order, sizes(10_000_000), device)
+    record = scaling._slope(order, sizes(20_000_000), device)
     assert record.figures["slope"] == pytest.approx(power)
-    assert record.curves["text_bytes"] == [1e7 * step for step in (1, 2, 4, 8, 16, 32, 64)]
+    assert record.figures["upper_slope"] == pytest.approx(power)
+    assert record.curves["text_bytes"] == [2e7 * step for step in (1, 2, 4, 8, 16, 32, 64)]
+    record = scaling._slope(order, sizes(20_000_000, constant=1.0), device)
+    assert record.figures["slope"] < record.figures["upper_slope"] < power
     small = scaling._slope(order, sizes(100_000), device)
     assert small.cannot is not None
-    assert "use --size 256MB" in small.cannot
+    assert "use --size 960MB" in small.cannot
 
 
 def test_text_of_a_corpus_is_counted(tmp_path: Path) -> None:

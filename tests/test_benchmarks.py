@@ -64,6 +64,6 @@ def test_results_of_the_bench_are_held_to_the_bars(tmp_path: Path) -> None:
     write_records(tmp_path / "b.jsonl", cases)
     page = report.render(tmp_path, "notes")
     assert "earlier" not in page
-    assert "| slope of log CPU time over log text | 1.050 | <= 1.03: **misses** |" in page
+    assert "| slope of log CPU time over log text, 1x to 64x | 1.050 | <= 1.03: **misses** |" in page
     assert "| 900 MB | 1 GB: holds |" in page
     assert page.count("### scaling") == page.count("### memory") == 1

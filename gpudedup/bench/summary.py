@@ -62,7 +62,7 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("pairs compared", "compared_pairs", _number),
     ),
     "end-to-end": (*RATE, PER_CPU),
-    "scaling": (*RATE, PER_CPU, ("slope", "slope", _number)),
+    "scaling": (*RATE, PER_CPU, ("slope", "slope", _number), ("slope from x 8", "upper_slope", _number)),
     "memory": (
         ("documents", "documents", _number),
         ("peak/text", "peak_over_text", _number),

@@ -22,7 +22,10 @@ STEPS = (1, 2, 4, 8, 16, 32, 64)
 CORES_STEP = 8
 """The size at which cores are counted."""
 
-LEAST_BYTES = 4_000_000
+UPPER = STEPS.index(8)
+"""Where the upper part of the sizes begins: there constant costs are small, which make the whole line flatter."""
+
+LEAST_BYTES = 15_000_000
 """Of the smallest text; below that what a job costs however small it is would hide how it grows."""
 
 CLOCK = "gpudedup.run over files, in a process that has run it before: decode, sign, match, verify, decide, apply"
@@ -82,7 +85,7 @@ def _slope(order: Order, sizes: Sequence[tuple[Inputs, Measured]], device: Devic
             f"the smallest text has {size[0] / 1e6:.1f} MB, and constant costs would hide growth; use --size {least}MB"
         )
         return new_record("scaling", case, device=str(device), seed=order.seed, cannot=cannot)
-    slope = float(np.polyfit(np.log(size), np.log(cpu), 1)[0])
+    slope, upper = (float(np.polyfit(np.log(size[first:]), np.log(cpu[first:]), 1)[0]) for first in (0, UPPER))
     return new_record(
         "scaling",
         case,
@@ -90,6 +93,6 @@ def _slope(order: Order, sizes: Sequence[tuple[Inputs, Measured]], device: Devic
         seed=order.seed,
         clock=f"CPU seconds of {CLOCK}",
         checked="each point as its own case; the line by least squares",
-        figures={"slope": slope, "least_text_bytes": size[0], "most_text_bytes": size[-1]},
+        figures={"slope": slope, "upper_slope": upper, "least_text_bytes": size[0], "most_text_bytes": size[-1]},
         curves={"text_bytes": size, "cpu_seconds": cpu},
     )
