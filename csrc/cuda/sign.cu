@@ -13,11 +13,13 @@ namespace gpudedup {
 
 constexpr uint32_t HASH_THREADS = 256;
 constexpr uint32_t HASH_UNITS = 1024;  // of a block
+constexpr uint32_t HASH_WARP_UNITS = HASH_UNITS / (HASH_THREADS / WARP_THREADS);
 constexpr uint32_t MAX_SHINGLE = 256;  // units
 
 constexpr uint32_t SIGN_THREADS = 128;
-constexpr uint32_t SIGN_UNITS = 512;  // of a warp
-constexpr uint32_t THREAD_LANES = 4;  // minima that a thread holds beside their a and b
+constexpr uint32_t SIGN_UNITS = 512;   // of a warp
+constexpr uint32_t LONG_STRETCH = 32;  // of shingles
+constexpr uint32_t THREAD_LANES = 4;   // minima that a thread holds beside their a and b
 constexpr uint32_t WARP_LANES = THREAD_LANES * WARP_THREADS;
 
 /// Shingles of a document of `units` units.
@@ -72,26 +74,34 @@ __device__ __forceinline__ void hash_tile(const uint32_t* first, uint32_t docume
   for (uint32_t i = begin + threadIdx.x; i < reach; i += HASH_THREADS) hashes[i - begin] = unit_hash(i);
   __syncthreads();
 
-  const uint32_t low = document_of(first, 0, documents - 1, begin);
-  const uint32_t high = document_of(first, low, documents - 1, end - 1);
+  // A warp takes consecutive units, a row of one a lane at a time. While rows lie in one document, lanes add up what
+  // theirs add, and the sums of all lanes are added to memory only before a row that does not: few additions meet at
+  // the sums of a long document.
+  const uint32_t warp_begin = begin + threadIdx.x / WARP_THREADS * HASH_WARP_UNITS;
+  if (warp_begin >= end) return;
+  const uint32_t warp_end = end - warp_begin < HASH_WARP_UNITS ? end : warp_begin + HASH_WARP_UNITS;
+  uint32_t document = document_of(first, 0, documents - 1, warp_begin);
+  const uint32_t high = document_of(first, document, documents - 1, warp_end - 1);
   uint64_t sum_first = 0, sum_second = 0;
-  for (uint32_t base = begin; base < end; base += HASH_THREADS) {
-    const uint32_t unit = base + threadIdx.x;
-    uint32_t document = high;  // threads past the end add nothing to the last
-    if (unit < end) {
-      document = document_of(first, low, high, unit);
-      const uint32_t rest = first[document + 1] - unit;  // a short document has one shingle of all
+  for (uint32_t row = warp_begin; row < warp_end; row += WARP_THREADS) {
+    const uint32_t row_end = warp_end - row < WARP_THREADS ? warp_end : row + WARP_THREADS;
+    const uint32_t next_end = warp_end - row_end < WARP_THREADS ? warp_end : row_end + WARP_THREADS;
+    const uint32_t unit = row + warp_lane();
+    const bool whole = first[document + 1] >= row_end;
+    const uint32_t own = whole ? document : document_of(first, document, high, unit < row_end ? unit : row_end - 1);
+    if (unit < row_end) {
+      const uint32_t rest = first[own + 1] - unit;  // a short document has one shingle of all
       const uint64_t* from = hashes + (unit - begin);
       shingles[unit] = shingle_hash(from, rest < n ? rest : n);
-      const uint32_t index = unit - first[document];
+      const uint32_t index = unit - first[own];
       sum_first += content_first(*from, index);
       sum_second += content_second(*from, index);
     }
-    // Many atomic additions to the sum of one long document would queue up, so its tiles add once a warp.
-    if (low == high && base + HASH_THREADS < end) continue;
-    if (sum_by_key(document, &sum_first, &sum_second)) {
-      add_to(content + 2 * static_cast<uint64_t>(document), sum_first);
-      add_to(content + 2 * static_cast<uint64_t>(document) + 1, sum_second);
+    document = __shfl_sync(FULL_WARP, own, WARP_THREADS - 1);
+    if (whole && row_end < warp_end && first[document + 1] >= next_end) continue;
+    if (sum_by_key(own, &sum_first, &sum_second)) {
+      add_to(content + 2 * static_cast<uint64_t>(own), sum_first);
+      add_to(content + 2 * static_cast<uint64_t>(own) + 1, sum_second);
     }
     sum_first = sum_second = 0;
   }
@@ -140,15 +150,27 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
       const uint32_t shingles_end = from + shingle_count(to - from, n);
       const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
       uint32_t best[THREAD_LANES] = {EMPTY_LANE, EMPTY_LANE, EMPTY_LANE, EMPTY_LANE};
-#pragma unroll 4
-      for (uint32_t i = here; i < stop; ++i) {
-        const uint32_t h = shingles[i];
+      const auto take = [&](uint32_t h, uint32_t next) {
 #pragma unroll
         for (uint32_t k = 0; k < THREAD_LANES; ++k) {
-          const uint32_t value = lane(h, group_a[k], group_b[k]);
-          best[k] = value < best[k] ? value : best[k];
+          const uint32_t value = lane(h, group_a[k], group_b[k]), other = lane(next, group_a[k], group_b[k]);
+          const uint32_t least = value < other ? value : other;  // GPUs since Hopper take a minimum of three
+          best[k] = least < best[k] ? least : best[k];
+        }
+      };
+      uint32_t i = here;
+      if (here + LONG_STRETCH <= stop) {  // four at a time, as they lie in memory
+        for (; i % 4 != 0; ++i) take(shingles[i], shingles[i]);
+#pragma unroll 2
+        for (; i + 4 <= stop; i += 4) {
+          const uint4 four = *reinterpret_cast<const uint4*>(shingles + i);
+          take(four.x, four.y);
+          take(four.z, four.w);
         }
       }
+#pragma unroll 1
+      for (; i + 2 <= stop; i += 2) take(shingles[i], shingles[i + 1]);
+      if (i < stop) take(shingles[i], shingles[i]);
       const bool whole = from >= begin && shingles_end <= end;
 #pragma unroll
       for (uint32_t k = 0; k < THREAD_LANES; ++k) {
@@ -168,16 +190,14 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
   }
 }
 
-/// keys uint64[bands, documents] of lanes uint32[documents, lane_count]. A warp takes a document.
+/// keys uint64[bands, documents] of lanes uint32[documents, lane_count]. A thread takes a band of a document.
 extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
     band_keys(const uint32_t* lanes, uint32_t documents, uint32_t lane_count, uint32_t bands, uint32_t rows,
               const uint64_t* scope_keys, uint64_t* keys) {
-  const uint32_t document = (blockIdx.x * SIGN_THREADS + threadIdx.x) / WARP_THREADS;
+  const uint32_t item = blockIdx.x * SIGN_THREADS + threadIdx.x, document = item / bands, band = item % bands;
   if (document >= documents) return;
-  const uint32_t* own = lanes + static_cast<uint64_t>(document) * lane_count;
-  for (uint32_t band = warp_lane(); band < bands; band += WARP_THREADS)
-    keys[static_cast<uint64_t>(band) * documents + document] =
-        band_key(band, scope_keys[document], own + band * rows, rows);
+  const uint32_t* own = lanes + static_cast<uint64_t>(document) * lane_count + band * rows;
+  keys[static_cast<uint64_t>(band) * documents + document] = band_key(band, scope_keys[document], own, rows);
 }
 
 /// counts[i] = shingles of document i.

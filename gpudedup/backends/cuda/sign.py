@@ -452,7 +452,7 @@ class Signer:
         )  # fmt: skip
         if request.band_keys:
             self._launch(
-                "band_keys", count, SIGN_THREADS // 32, SIGN_THREADS,
+                "band_keys", count * self._bands, SIGN_THREADS, SIGN_THREADS,
                 lanes, documents, lane_count, np.uint32(self._bands), np.uint32(self._rows),
                 slot.device["scope_keys"], slot.device["band_keys"],
             )  # fmt: skip
