@@ -19,7 +19,8 @@ from gpudedup.errors import InputError
 from gpudedup.stages.sign import Piece, ShingleCache, sign_pieces
 from gpudedup.store import manifest as manifests
 from gpudedup.store import signatures as files
-from gpudedup.store.manifest import InputEntry, SkippedEntry, working_entry
+from gpudedup.store.atomic import output_errors
+from gpudedup.store.manifest import InputEntry, OutputEntry, SkippedEntry, working_entry
 from gpudedup.store.stopping import GivenUpError, stoppable_threads
 
 if TYPE_CHECKING:
@@ -29,26 +30,67 @@ PIECES_AHEAD = 4
 """Signed batches that may wait to be written."""
 
 
+class _Artefact:
+    """A file of one task, while it is written; whole when ``opened`` is closed. Raises OutputError."""
+
+    def __init__(self, run: DurableRun, stage: str, task: int, name: str, kinds: pa.Schema, opened: ExitStack) -> None:
+        self._name, self._path = name, run.directory.path / name
+        self.rows = 0
+        run.replace(stage, task)
+        self._file = opened.enter_context(run.directory.new_artefact(name))
+        self._writer = opened.enter_context(files.row_writer(self._file, kinds))
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        with output_errors(self._path):
+            self._writer.write(batch)
+
+    def entry(self) -> OutputEntry:
+        """Of what was written, once it is whole."""
+        return working_entry(self._name, self._file.size_bytes, self._file.xxh3_128)
+
+
+class _Columns:
+    """The carried columns of one task, while they are written."""
+
+    def __init__(self, run: DurableRun, task: int, opened: ExitStack) -> None:
+        self._run, self._task = run, task
+        self._start = time.perf_counter()
+        self._kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
+        self._artefact = _Artefact(run, "columns", task, f"columns/{task:06}.arrow", self._kinds, opened)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Write those of a batch that has them, with the types that the source promises: the text column alone may come
+        dictionary-encoded.
+        """
+        columns = [batch.column(kind.name).cast(kind.type) for kind in self._kinds]
+        self._artefact.add(pa.RecordBatch.from_arrays(columns, schema=self._kinds))
+
+    def commit(self) -> None:
+        """Record the file, which is whole."""
+        entry, counts = self._artefact.entry(), {"rows": self._artefact.rows}
+        seconds = time.perf_counter() - self._start
+        self._run.commit(self._run.record("columns", self._task, [entry], counts=counts, seconds=seconds))
+
+
 class _Writer:
     """Writes the artefacts of one sign task. Only one thread at a time uses it."""
 
     def __init__(self, run: DurableRun, task: int) -> None:
         self._run, self._task = run, task
-        self._stack = ExitStack()
-        self._name = f"signatures/{task:06}.arrow"
-        run.replace("sign", task)
-        self._file = self._stack.enter_context(run.directory.new_artefact(self._name))
-        self._batches = self._stack.enter_context(files.ipc_writer(self._file, files.schema(run.params.num_perm)))
-        self._columns: list[pa.RecordBatch] = []
         self._rows = dict.fromkeys(run.corpus.files_of(task), 0)
         self._text_bytes = 0
         self._start = time.perf_counter()
+        self._opened = ExitStack()
+        kinds = files.schema(run.params.num_perm)
+        self._signatures = _Artefact(run, "sign", task, f"signatures/{task:06}.arrow", kinds, self._opened)
+        self._columns = _Columns(run, task, self._opened) if run.carried else None
 
     def add(self, piece: Piece) -> None:
-        """Write the signatures of a batch; hold its carried columns."""
-        self._batches.write_batch(files.record_batch(piece.signed, piece.damaged))
-        if self._run.carried:
-            self._columns.append(piece.batch.columns.select(self._run.carried))
+        """Write the signatures of a batch, and its carried columns."""
+        self._signatures.add(files.record_batch(piece.signed, piece.damaged))
+        if self._columns is not None:
+            self._columns.add(piece.batch.columns)
         corpus = self._run.corpus
         first = int(np.searchsorted(corpus.shard, piece.shard))
         if corpus.row[first] < 0:
@@ -60,15 +102,14 @@ class _Writer:
 
     def commit(self) -> None:
         """Close the files and record the task as done."""
-        self._stack.close()
+        self._opened.close()
         run = self._run
-        entry = working_entry(self._name, self._file.size_bytes, self._file.xxh3_128)
         inputs = [_input_entry(run, place, rows) for place, rows in self._rows.items()]
         names = {entry.path for entry in inputs}
         record = run.record(
             "sign",
             self._task,
-            [entry],
+            [self._signatures.entry()],
             inputs=inputs,
             skipped=[
                 SkippedEntry(shard=each.shard, first_row=each.first_row, count=each.count, reason=each.reason)
@@ -79,12 +120,12 @@ class _Writer:
             seconds=time.perf_counter() - self._start,
         )
         run.commit(record)
-        if run.carried:
-            write_columns(run, self._task, self._columns)
+        if self._columns is not None:
+            self._columns.commit()
 
     def abandon(self) -> None:
         """Remove what was written, if it was not committed."""
-        with suppress(GivenUpError), self._stack:
+        with suppress(GivenUpError), self._opened:
             raise GivenUpError
 
 
@@ -134,32 +175,12 @@ def sign_tasks(run: DurableRun, tasks: Sequence[int], cache: ShingleCache) -> No
 
 def read_columns(run: DurableRun, task: int) -> None:
     """Read the carried columns of a task that is signed already, without its text."""
-    batches = [
-        batch.columns
-        for shard, rows in run.corpus.parts_of(task)
-        for batch in run.source.shards[shard].read(run.carried, rows)
-    ]
-    write_columns(run, task, batches)
-
-
-def write_columns(run: DurableRun, task: int, batches: Sequence[pa.RecordBatch]) -> None:
-    """Commit the carried columns of a task."""
-    start = time.perf_counter()
-    kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
-    table = pa.Table.from_batches([_of_types(batch, kinds) for batch in batches], kinds).unify_dictionaries()
-    name = f"columns/{task:06}.arrow"
-    run.replace("columns", task)
-    with run.directory.new_artefact(name) as file, files.ipc_writer(file, kinds) as writer:
-        writer.write_table(table)
-    entry = working_entry(name, file.size_bytes, file.xxh3_128)
-    counts = {"rows": table.num_rows}
-    run.commit(run.record("columns", task, [entry], counts=counts, seconds=time.perf_counter() - start))
-
-
-def _of_types(batch: pa.RecordBatch, kinds: pa.Schema) -> pa.RecordBatch:
-    """The batch with the types that the source promises: the text column alone may come dictionary-encoded."""
-    columns = [column.cast(kind.type) for column, kind in zip(batch.columns, kinds, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=kinds)
+    with ExitStack() as opened:
+        columns = _Columns(run, task, opened)
+        for shard, rows in run.corpus.parts_of(task):
+            for batch in run.source.shards[shard].read(run.carried, rows):
+                columns.add(batch.columns)
+    columns.commit()
 
 
 def _input_entry(run: DurableRun, place: int, rows: int) -> InputEntry:

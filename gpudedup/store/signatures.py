@@ -1,4 +1,4 @@
-"""Signatures and carried columns as Arrow IPC files: written batch by batch, read back memory-mapped.
+"""Signatures and carried columns as Arrow IPC files: written as they come, read back memory-mapped.
 
 A signature file has the columns lanes_000, lanes_008, ...: fixed_size_list<uint32>[8] of 8 lanes each, the last as
 long as what is left, so that a band reads its own columns only; content: fixed_size_binary[16]; units: uint64; damaged:
@@ -19,10 +19,14 @@ import pyarrow.ipc
 
 from gpudedup.backends.base import U32, U64, SignedBatch
 from gpudedup.errors import ArtefactError
+from gpudedup.io.batches import batch_bytes
 from gpudedup.store.atomic import HashedFile
 
 GROUP = 8
 """Lanes in a column."""
+
+BATCH_BYTES = 4 << 20
+"""Smaller batches are joined up to this: each takes some kB in a file, and tens of kB of memory when it is read."""
 
 
 def schema(num_perm: int) -> pa.Schema:
@@ -42,7 +46,7 @@ def schema(num_perm: int) -> pa.Schema:
 
 
 def document_bytes(num_perm: int) -> float:
-    """What a document takes in a signature file, beside some kB a batch."""
+    """What a document takes in a signature file, beside some kB a batch (``BATCH_BYTES``)."""
     return 4 * num_perm + 16 + 8 + 1 / 8
 
 
@@ -69,8 +73,44 @@ def record_batch(signed: SignedBatch, damaged: npt.NDArray[np.bool_]) -> pa.Reco
 @contextmanager
 def ipc_writer(file: HashedFile, kinds: pa.Schema) -> Iterator[pa.ipc.RecordBatchFileWriter]:
     """Writes record batches to an IPC file."""
-    with pa.ipc.new_file(pa.PythonFile(file, mode="w"), kinds) as writer:
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=True)
+    with pa.ipc.new_file(pa.PythonFile(file, mode="w"), kinds, options=options) as writer:
         yield writer
+
+
+class RowWriter:
+    """Writes rows to an IPC file, in batches of its own."""
+
+    def __init__(self, writer: pa.ipc.RecordBatchFileWriter, kinds: pa.Schema) -> None:
+        self._writer, self._kinds = writer, kinds
+        self._written: list[pa.RecordBatch] = []  # none of the rows of the last batch, for its dictionaries
+        self._waiting: list[pa.RecordBatch] = []
+        self._waiting_bytes = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Raises OSError, and ArrowException for dictionaries that have too many values together for their indices."""
+        self._waiting.append(batch)
+        self._waiting_bytes += batch_bytes(batch)
+        if self._waiting_bytes >= BATCH_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits. A file has one dictionary a column: what is new is appended to it."""
+        table = pa.Table.from_batches([*self._written, *self._waiting], self._kinds)
+        self._waiting, self._waiting_bytes = [], 0
+        for batch in table.unify_dictionaries().combine_chunks().to_batches():
+            self._writer.write_batch(batch)
+            if self._writer.stats.num_dictionary_batches:
+                self._written = [batch.slice(0, 0)]
+
+
+@contextmanager
+def row_writer(file: HashedFile, kinds: pa.Schema) -> Iterator[RowWriter]:
+    """Writes rows to an IPC file; all are there when the block ends well."""
+    with ipc_writer(file, kinds) as writer:
+        rows = RowWriter(writer, kinds)
+        yield rows
+        rows.flush()
 
 
 def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBatch]:
@@ -81,7 +121,7 @@ def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBa
             if kinds is not None and not file.schema.equals(kinds):
                 raise ArtefactError(f"{path} has other columns than a run writes: {file.schema.names}")
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-            _check_mapped(path, batches)
+            _check_mapped(path, pa.Table.from_batches(batches, file.schema))
             for batch in batches:
                 batch.validate(full=True)
                 if kinds is not None and any(column.null_count for column in batch.columns):
@@ -96,16 +136,16 @@ def read_table(path: Path) -> pa.Table:
     try:
         with pa.memory_map(str(path)) as mapped:
             table = pa.ipc.open_file(mapped).read_all()
-            _check_mapped(path, table.to_batches())
+            _check_mapped(path, table)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ArtefactError(f"{path} cannot be read: {error}") from error
     return table
 
 
-def _check_mapped(path: Path, batches: Sequence[pa.RecordBatch]) -> None:
+def _check_mapped(path: Path, table: pa.Table) -> None:
     """Raise ArtefactError for what takes more than the file has: a run writes nothing compressed."""
-    if sum(batch.nbytes for batch in batches) > 2 * path.stat().st_size:
+    if table.get_total_buffer_size() > 2 * path.stat().st_size:
         raise ArtefactError(f"{path} holds more than its size, which no run writes; delete it and start again")
 
 
