@@ -53,7 +53,7 @@ BUDGETS = {
     "hash_tokens": Budget(40),
     "hash_units": Budget(40),
     "pack_shingles": Budget(24),
-    "sign_lanes": Budget(48, wants=(r"\bIMAD\.WIDE\.U32\b", r"\bV?IMNMX")),
+    "sign_lanes": Budget(56, wants=(r"\bIMAD\.WIDE\.U32\b", r"\bV?IMNMX")),
     # Of sets.cu and jaccard.cu.
     "enter_sets": Budget(24),
     "intersect_pairs": Budget(24, wants=(r"\bVOTE",)),
@@ -71,11 +71,13 @@ BUDGETS = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What ptxas says of a kernel: registers a thread, bytes of stack frame and of spills a thread."""
+    """What ptxas says of a kernel: registers a thread, bytes of stack frame and of spills a thread, of shared memory a
+    block."""
 
     registers: int
     stack: int
     spilled: int
+    shared: int = 0
 
 
 class CompileError(Exception):
@@ -101,10 +103,12 @@ def compile_kernels(source: str, options: Sequence[str], architecture: int) -> t
 def usages(log: str) -> dict[str, Usage]:
     """Usage by kernel, from what ptxas -v prints."""
     found = {}
-    for name, said in re.findall(r"Compiling entry function '(\w+)' for '\w+'(.*?Used \d+ registers)", log, re.S):
+    for name, said in re.findall(r"Compiling entry function '(\w+)' for '\w+'(.*?Used \d+ registers[^\n]*)", log, re.S):
         of = {what: int(n) for n, what in re.findall(r"(\d+) bytes (stack frame|spill stores|spill loads)", said)}
         (registers,) = re.findall(r"Used (\d+) registers", said)
-        found[name] = Usage(int(registers), of["stack frame"], of["spill stores"] + of["spill loads"])
+        shared = re.search(r"(\d+) bytes smem", said)
+        spilled = of["spill stores"] + of["spill loads"]
+        found[name] = Usage(int(registers), of["stack frame"], spilled, int(shared[1]) if shared else 0)
     return found
 
 

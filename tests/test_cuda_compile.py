@@ -132,7 +132,7 @@ ptxas info    : Function properties for second
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 255 registers, used 0 barriers, 380 bytes cmem[0]
 """
-    assert static.usages(log) == {"first": Usage(40, 8, 16), "second": Usage(255, 0, 0)}
+    assert static.usages(log) == {"first": Usage(40, 8, 16, 512), "second": Usage(255, 0, 0)}
 
 
 # --------------------------------------------------------------------------------------------------------- loop bodies

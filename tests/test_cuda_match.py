@@ -283,6 +283,36 @@ def test_the_least_intersection_without_a_division(ppm: int) -> None:
     assert needed.tolist() == [-(-ppm * size // divisor) for size in sizes.tolist()]
 
 
+def test_adding_sets_waits_for_an_earlier_batch_only(tmp_path: Path) -> None:
+    """In steady state: no pinned memory is taken, on the device only what stays there, and the host waits once a batch,
+    for the one two before."""
+    device = EmulatedDevice()
+    store = DeviceSets(
+        device, device.stream(), _cpu.SetStore(count=60, memory_bytes=0, directory=str(tmp_path)), 60, workers=1
+    )
+
+    def add(batch: int) -> None:
+        numbers = np.arange(4 * batch, 4 * batch + 4, dtype=np.uint32)
+        hashes = np.arange(batch, batch + 20, dtype=np.uint32)
+        store.add(numbers, np.arange(4, dtype=np.uint32), hashes, np.array([0, 5, 9, 9, 20]), workers=1)
+
+    def asked() -> tuple[int, ...]:
+        now = device.counters
+        return now.allocations, now.host_allocations, now.synchronisations, now.launches, now.uploads, now.sorts
+
+    for batch in range(3):
+        add(batch)
+    before = asked()
+    for batch in range(3, 13):
+        add(batch)
+    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 10, 40, 40, 10]
+    store.trim()
+    host = store.on_host()
+    for batch in (0, 3, 12):
+        found = [host.get(4 * batch + row).tolist() for row in range(4)]
+        assert found == [list(range(batch + low, batch + high)) for low, high in ((0, 5), (5, 9), (9, 9), (9, 20))]
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_large_sets_are_compared_by_the_whole_device(
     order: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

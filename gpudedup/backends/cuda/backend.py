@@ -31,7 +31,7 @@ from gpudedup.backends.base import (
 )
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
-from gpudedup.backends.cuda.device import Device
+from gpudedup.backends.cuda.device import Device, Event, HostArray
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
@@ -180,19 +180,30 @@ class CudaBackend:
     ) -> Compare | None:
         """How the device compares pairs; None if what it takes is not there."""
         if sets is not None:
-            on_device = isinstance(sets, DeviceSets) and sets.on_device
-            return CompareSets(sets, threshold_ppm) if isinstance(sets, DeviceSets) and on_device else None
+            if not isinstance(sets, DeviceSets) or not sets.on_device:
+                return None
+            sets.trim()
+            return CompareSets(sets, threshold_ppm)
         if lanes is None:
             return CompareNothing()
         device, stream, num_perm = self._device, self._stream, self._params.num_perm
         count = sum(len(groups[0]) for groups in lanes)
         every, rows = device.alloc(count * num_perm, np.uint32), device.alloc(len(documents), np.uint32)
+        most = min(LANES_ROWS, max((len(groups[0]) for groups in lanes), default=0))
+        slots: deque[tuple[HostArray, Event | None]] = deque()
+        for _ in range(2 if most else 0):
+            slots.append((device.alloc_host(most * num_perm, np.uint32), None))
         first = 0
         for groups in lanes:
             for low in range(0, len(groups[0]), LANES_ROWS):
-                part = np.concatenate([group[low : low + LANES_ROWS] for group in groups], axis=1).reshape(-1)
+                parts = [group[low : low + LANES_ROWS] for group in groups]
+                pinned, sent = slots.popleft()
+                if sent is not None:
+                    sent.synchronize()
+                part = pinned[: len(parts[0]) * num_perm]
+                np.concatenate(parts, axis=1, out=part.reshape(-1, num_perm))
                 device.upload(part, every[first:], stream)
-                stream.synchronize()  # before the copy is given back
+                slots.append((pinned, stream.record()))
                 first += part.size
         device.upload(documents, rows, stream)
         stream.synchronize()

@@ -8,10 +8,10 @@ it only when every stream that uses it was synchronised, or use it on one stream
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -138,3 +138,38 @@ def filled(device: Device, size: int, dtype: npt.DTypeLike, byte: int, stream: S
     array = device.alloc(size, dtype)
     device.fill(array, byte, stream)
     return array
+
+
+class _Sized(Protocol):
+    @property
+    def size(self) -> int: ...
+
+
+Array = TypeVar("Array", bound=_Sized)
+
+
+class Arrays(Generic[Array]):
+    """Arrays by name that only grow. ``quiet`` waits until nothing uses one that is dropped: it and its successor need
+    not fit beside each other."""
+
+    def __init__(self, alloc: Callable[[int, npt.DTypeLike], Array], quiet: Callable[[], None] = lambda: None) -> None:
+        self._alloc = alloc
+        self._quiet = quiet
+        self._arrays: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def reserve(self, name: str, size: int, dtype: npt.DTypeLike) -> None:
+        """At least ``size`` values. What grows does so by a quarter, lest sizes that vary a little cost each time."""
+        old = self._arrays.get(name)
+        if old is not None and old.size >= size:
+            return
+        if old is not None:
+            size = max(size, old.size + old.size // 4)
+            self._quiet()
+            del old, self._arrays[name]
+        self._arrays[name] = self._alloc(max(size, 1), dtype)
+
+    def clear(self) -> None:
+        self._arrays.clear()

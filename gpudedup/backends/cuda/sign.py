@@ -11,16 +11,15 @@ again.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U8, U32, U64, Shingles, SignedBatch
-from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Scalar, sent
+from gpudedup.backends.cuda.device import Arrays, Device, DeviceArray, Event, HostArray, Scalar, sent
 from gpudedup.errors import DeviceMemoryError
 from gpudedup.params import Params, parse_shingle
 
@@ -74,47 +73,12 @@ def lane_constants(seed: int, count: int) -> tuple[U32, U32]:
     return high[0::2] | np.uint32(1), np.ascontiguousarray(high[1::2])
 
 
-class _Sized(Protocol):
-    @property
-    def size(self) -> int: ...
-
-
-Array = TypeVar("Array", bound=_Sized)
-
-
-class _Arrays(Generic[Array]):
-    """Arrays by name that only grow. ``quiet`` waits until nothing uses one that is dropped: it and its successor need
-    not fit beside each other."""
-
-    def __init__(self, alloc: Callable[[int, npt.DTypeLike], Array], quiet: Callable[[], None] = lambda: None) -> None:
-        self._alloc = alloc
-        self._quiet = quiet
-        self._arrays: dict[str, Array] = {}
-
-    def __getitem__(self, name: str) -> Array:
-        return self._arrays[name]
-
-    def reserve(self, name: str, size: int, dtype: npt.DTypeLike) -> None:
-        """At least ``size`` values. What grows does so by a quarter, lest sizes that vary a little cost each time."""
-        old = self._arrays.get(name)
-        if old is not None and old.size >= size:
-            return
-        if old is not None:
-            size = max(size, old.size + old.size // 4)
-            self._quiet()
-            del old, self._arrays[name]
-        self._arrays[name] = self._alloc(max(size, 1), dtype)
-
-    def clear(self) -> None:
-        self._arrays.clear()
-
-
 @dataclass(slots=True)
 class _Slot:
     """Memory of one piece on its way: what goes up and comes down, on both sides."""
 
-    host: _Arrays[HostArray]
-    device: _Arrays[DeviceArray]
+    host: Arrays[HostArray]
+    device: Arrays[DeviceArray]
     unit_room: int = 0  # of the last run
     byte_room: int = 0
     done: Event | None = None
@@ -193,8 +157,8 @@ class Signer:
         self._bound = max(1, min(piece_bytes, MAX_PIECE_BYTES - 1))
         self._up, self._compute, self._down = device.stream(), device.stream(), device.stream()
         self._fetch = device.stream()  # also down, of what is asked for while others wait in `_down` for kernels
-        self._slots = [_Slot(_Arrays(device.alloc_host), _Arrays(device.alloc)) for _ in range(slots)]
-        self._work: _Arrays[DeviceArray] = _Arrays(device.alloc, self._compute.synchronize)
+        self._slots = [_Slot(Arrays(device.alloc_host), Arrays(device.alloc)) for _ in range(slots)]
+        self._work: Arrays[DeviceArray] = Arrays(device.alloc, self._compute.synchronize)
         a, b = lane_constants(params.seed, -(-self._lane_count // WARP_LANES) * WARP_LANES)
         self._a, self._b = self._constant(a), self._constant(b)
         self._fold: tuple[DeviceArray | Scalar, ...] = ()
