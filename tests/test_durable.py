@@ -816,6 +816,26 @@ def test_a_file_that_changes_while_it_is_signed(tmp_path: Path, monkeypatch: pyt
     assert_same(out, tmp_path / "fresh", planned=False)
 
 
+@pytest.mark.parametrize("change", ["removed", "a folder"])
+def test_a_file_that_is_gone_once_it_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Without its checksum nobody could tell another file from it."""
+    source, out = split(DOCUMENTS, tmp_path / "in", "jsonl"), tmp_path / "out"
+    pieces = gpudedup.engines.signing.sign_pieces
+
+    def removing(*arguments: Any, **options: Any) -> Iterator[Any]:
+        yield from pieces(*arguments, **options)
+        (source / "2.jsonl").rename(tmp_path / "away")
+        if change == "a folder":
+            (source / "2.jsonl").mkdir()
+
+    said = {"removed": "was removed while it was being read", "a folder": "cannot be read any more: Is a directory"}
+    with monkeypatch.context() as patch:
+        patch.setattr("gpudedup.engines.signing.sign_pieces", removing)
+        with pytest.raises(InputError, match=rf"2.jsonl {said[change]}"):
+            gpudedup.run(source, out)
+    assert not list(out.rglob("done/sign/*"))
+
+
 def test_a_skipped_file_that_was_repaired_is_an_added_one(tmp_path: Path) -> None:
     source, out = split(DOCUMENTS, tmp_path / "in", "parquet"), tmp_path / "out"
     whole = (source / "2.parquet").read_bytes()

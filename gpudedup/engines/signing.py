@@ -16,6 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from gpudedup.errors import InputError
+from gpudedup.io.remote import is_url
+from gpudedup.io.source import Fingerprint
 from gpudedup.stages.sign import Piece, ShingleCache, sign_pieces
 from gpudedup.store import manifest as manifests
 from gpudedup.store import signatures as files
@@ -186,17 +188,24 @@ def read_columns(run: DurableRun, task: int) -> None:
 def _input_entry(run: DurableRun, place: int, rows: int) -> InputEntry:
     """A file as it was read: checked after all of it was, so that the checksum is of the bytes that were signed."""
     name, mark = run.corpus.names[place], run.corpus.marks[place]
-    checksum = manifests.checksum(Path(name)) if os.path.isfile(name) else ""
-    if checksum:
-        status = os.stat(name)
-        if (status.st_size, status.st_mtime_ns) != (mark.size_bytes, mark.mtime_ns):
-            raise InputError(f"{name} changed while it was being read; run again")
     return InputEntry(
         path=name,
         size_bytes=mark.size_bytes,
         mtime_ns=mark.mtime_ns,
         etag=mark.etag,
         rows=rows,
-        xxh3_128=checksum,
+        xxh3_128="" if is_url(name) else _checksum(name, mark),
         task=int(run.corpus.task[place]),
     )
+
+
+def _checksum(name: str, mark: Fingerprint) -> str:
+    try:
+        checksum, status = manifests.checksum(Path(name)), os.stat(name)
+    except FileNotFoundError:
+        raise InputError(f"{name} was removed while it was being read; put it back, and run again") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read any more: {error.strerror}; run again") from error
+    if (status.st_size, status.st_mtime_ns) != (mark.size_bytes, mark.mtime_ns):
+        raise InputError(f"{name} changed while it was being read; run again")
+    return checksum
