@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -394,6 +396,47 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
         held.check()
         with pytest.raises(LockedError), Lock(LocalLockFile(tmp_path)):
             pass
+    assert names(tmp_path) == []
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may get a byte."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        yield resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Else whoever starts next would watch it. Without links, the disk is full when the lock itself is written."""
+    with ExitStack() as full:
+
+        def link(*arguments: Any) -> None:
+            full.enter_context(full_disk())
+            raise PermissionError(1, os.strerror(1))
+
+        if links:
+            full.enter_context(full_disk())
+        else:
+            monkeypatch.setattr(os, "link", link)
+        with pytest.raises(OutputError, match=r"cannot write .*lock\.json: .*File too large"):
+            LocalLockFile(tmp_path).create(STALE)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+def test_a_link_that_fails_for_another_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def failing(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", failing)
+    with pytest.raises(OutputError, match=os.strerror(number)):
+        LocalLockFile(tmp_path).create(STALE)
     assert names(tmp_path) == []
 
 

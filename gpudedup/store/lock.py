@@ -42,6 +42,9 @@ MAX_PERIOD_SECONDS = 600.0
 LOOKS, LOOK_SECONDS = 8, 1.0
 """As often a watched lock is looked at in a period, but not more seldom than every so many seconds."""
 
+NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP)
+"""What file systems without hard links say when they are asked for one."""
+
 PATIENCE_SECONDS = 1.0
 """So long a process waits for another that is just changing the lock."""
 
@@ -121,19 +124,28 @@ class LocalLockFile:
             temporary = temporary_path(self._path.parent)
             try:
                 temporary.write_bytes(data)
-                os.link(temporary, self._path)
+                try:
+                    os.link(temporary, self._path)
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    self._create_in_steps(data)
             except FileExistsError:
                 return False
-            except OSError:  # no links on this file system: exclusive creation, whose content comes a moment later
-                try:
-                    with open(self._path, "xb") as file:
-                        file.write(data)
-                except FileExistsError:
-                    return False
             finally:
                 with contextlib.suppress(OSError):
                     temporary.unlink()
         return True
+
+    def _create_in_steps(self, data: bytes) -> None:
+        """Created exclusively too, but its content comes a moment later."""
+        with open(self._path, "xb") as file:
+            try:
+                file.write(data)
+                file.flush()
+            except BaseException:
+                self._path.unlink(missing_ok=True)
+                raise
 
     def replace(self, token: str, data: bytes) -> bool:
         """Raises OSError."""
