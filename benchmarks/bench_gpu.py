@@ -39,6 +39,7 @@ from gpudedup import _cpu
 from gpudedup.backends.base import SignedBatch, ToSign
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.cuda import program
 from gpudedup.backends.cuda import sign as signing
 from gpudedup.backends.cuda.backend import PIECE_BYTES, CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray, HostArray, Stream
@@ -55,6 +56,8 @@ from gpudedup.stages.sign import HeldSignatures, Signed
 from gpudedup.stages.verify import ShingleSets, verify
 
 RESULTS = Path(__file__).resolve().parent / "results"
+PREDICTED = Path(__file__).resolve().parent / "gpu_model.json"
+"""What gpu_model.py reckoned."""
 SEED = 20261122
 SETS = 3
 """Inputs in rotation."""
@@ -362,6 +365,13 @@ def bytes_of_kernels(text: int, documents: int, units: int, folded: int, params:
     }
 
 
+@cache
+def predicted(kind: str) -> dict[str, float]:
+    """Seconds a byte of text by kernel, as gpu_model.py reckoned for these kernels on an H200; nothing for others."""
+    known = json.loads(PREDICTED.read_text())
+    return known["seconds_per_byte"].get(kind, {}) if known["kernels"] == program.digest()[:12] else {}
+
+
 def sign_kernels(target: Target, sizes: Sizes, ceilings: Ceilings, kind: str, keep: bool) -> list[Case]:
     """Of one piece at a time, with its text on the device: kernel by kernel, and from the first to the last."""
     params, timed = Params(), Timed(target)
@@ -404,6 +414,8 @@ def sign_kernels(target: Target, sizes: Sizes, ceilings: Ceilings, kind: str, ke
     cases = []
     for name, seconds in of.items():
         rate = {"gigabytes_of_text_per_second": bytes_in / statistics.median(seconds) / 1e9}
+        if name in predicted(kind):
+            rate["predicted_seconds"] = predicted(kind)[name] * bytes_in
         title = f"{label}: " + ("text on the device to signatures there" if name == "all" else name)
         cases.append(case(title, seconds, floor=statistics.median(floors[name]), **about, **rate))
     return cases

@@ -25,6 +25,9 @@ from gpudedup.backends.cuda.cupy_device import CupyDevice
 from gpudedup.backends.cuda.device import DeviceArray, Scalar
 from gpudedup.errors import DeviceError
 from gpudedup.kernels import BODIES
+from gpudedup.params import Params
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,32 @@ def test_code_is_what_it_was_written_for(nvrtc: tuple[int, int], nvdisasm: str, 
     assert code.keys() == program.signatures().keys()
     budgets_hold(nvrtc)
     assert not static.code_faults(code, BUDGETS)
+
+
+def test_machine_code_signs_as_the_cpu_does(
+    nvrtc: tuple[int, int], nvdisasm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That for sm_90, run instruction by instruction. A bit that is flipped in a constant of it shows."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_model
+
+    budgets_hold(nvrtc)
+    texts = [
+        "Straße № 7, ½ Ünï " * 9,
+        "",
+        "x" * 150 + " 中文的字，" * 20,
+        "한국어 텍스트’s end 𠀀\u200b! " * 6,
+        "a b c",
+    ]
+    piece = gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params())
+    counts = piece.run()
+    assert all(sum(each.executed.values()) > 0 for each in counts.values())
+    code, usage = gpu_model.compiled()
+    changed = {name: text.replace("0x7f4a7c15", "0x7f4a7c14") for name, text in code.items()}  # of the golden ratio
+    assert changed["hash_units"] != code["hash_units"]
+    monkeypatch.setattr(gpu_model, "compiled", lambda: (changed, usage))
+    with pytest.raises(AssertionError, match="content"):
+        gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params()).run()
 
 
 # ---------------------------------------------------------------------------------------- what these checks would catch
