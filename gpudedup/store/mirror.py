@@ -8,8 +8,6 @@ sparse, of the size that the listing of the run says, without their bytes until 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -24,6 +22,7 @@ from gpudedup.io.remote import UnreachableError, Url, filesystem_of
 from gpudedup.store import manifest as manifests
 from gpudedup.store import records
 from gpudedup.store.atomic import temporary_path
+from gpudedup.store.scratch import ScratchDirectory
 from gpudedup.store.stopping import checkpoint, results, stoppable_threads
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Mirror:
     """url: where the run is; tmp: where its local directory is made. Close it, and that is deleted.
 
     What is read raises UnreachableError where the store cannot be reached, what is written OutputError. Raises
-    InputError for a URL that no filesystem can be found for.
+    InputError for a URL that no filesystem can be found for, OutputError if ``tmp`` cannot be written.
     """
 
     def __init__(self, url: str, tmp: str) -> None:
@@ -51,7 +50,8 @@ class Mirror:
         self._filesystem: FileSystem
         self._filesystem, root = filesystem_of(url)
         self._root = root.rstrip("/")
-        self.local = Path(tempfile.mkdtemp(prefix="gpudedup-run-", dir=tmp))
+        self._scratch = ScratchDirectory("gpudedup-run-", tmp)
+        self.local = self._scratch.path
         self._absent: set[str] = set()
         try:
             self._pull()
@@ -61,7 +61,7 @@ class Mirror:
 
     def close(self) -> None:
         """Delete the local directory."""
-        shutil.rmtree(self.local, ignore_errors=True)
+        self._scratch.close()
 
     def fetch(self, path: Path) -> None:
         """Get the bytes of a file that is a placeholder. Raises ArtefactError if they are gone."""
