@@ -139,7 +139,8 @@ def advance(
     changes: parameters of which the stages before ``stage`` do not depend, so that nothing is signed, or compared,
     again: match: keep, within, across, against, bucket_window, id_column; verify: verify, clustering, threshold;
     decide: threshold, drop_empty, guard_column, max_removed; apply: output. A threshold may rise over that of the
-    bands. And for any stage: device, workers, memory, tmp. Results of an earlier decision go when another is taken.
+    bands. And for any stage: device, workers, memory, tmp. Results of an earlier decision go when ``apply`` begins to
+    write others.
 
     Raises what `run` does; ParameterError for what cannot be changed here; and, for a decision at a threshold whose
     similarities are not all known, ParameterError that says how many documents `verify` would read.

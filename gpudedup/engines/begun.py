@@ -40,16 +40,16 @@ def is_same(
     before: Manifest,
     params: Params,
     *,
-    files: Iterable[tuple[str, int]],
+    files: Iterable[tuple[str, int, int]],
     output: str,
     types: Mapping[str, str],
     against: Sequence[AgainstEntry],
 ) -> bool:
-    """Whether a manifest is of these files (name, task), parameters, output, column types and earlier runs."""
+    """Whether a manifest is of these files (name, task, bytes), parameters, output, column types and earlier runs."""
     then = recorded_params(before)
     names = [name for name in Params.__struct_fields__ if name not in RUNTIME]
     return (
-        [(entry.path, entry.task) for entry in before.inputs] == list(files)
+        [(entry.path, entry.task, entry.size_bytes) for entry in before.inputs] == list(files)
         and all(getattr(then, name) == getattr(params, name) for name in names)
         and before.output == output
         and before.column_types == types
@@ -113,18 +113,29 @@ def check_place(before: Manifest, where: RunDirectory) -> None:
 
 
 def check_unchanged(corpus: Corpus, directory: RunDirectory) -> None:
-    """Raise ArtefactError, with both values, if a file is not what was signed."""
+    """Raise ArtefactError, with both values, if a file is not what was signed. Of one with another time but the same
+    bytes the new time is recorded, so that its bytes are compared once.
+    """
     place = {name: number for number, name in enumerate(corpus.names)}
     for task in directory.tasks_recorded("sign"):
         record = directory.done("sign", task, None)
-        for entry in record.inputs if record is not None else ():
+        if record is None:
+            continue
+        now = list(record.inputs)
+        for number, entry in enumerate(record.inputs):
             mark = corpus.marks[place[entry.path]] if entry.path in place else None
-            if mark is not None and not manifests.is_unchanged(entry, mark, entry.path):
+            if mark is None:
+                continue
+            if not manifests.is_unchanged(entry, mark, entry.path):
                 raise ArtefactError(
                     f"{entry.path} is not what {directory.path} was made from: {entry.size_bytes} bytes with mtime_ns "
                     f"{entry.mtime_ns} then, {mark.size_bytes} with {mark.mtime_ns} now; put it back, use another "
                     f"directory, or delete {records.path_of(directory.path, 'sign', task)} to have it signed again"
                 )
+            if entry.xxh3_128:
+                now[number] = msgspec.structs.replace(entry, mtime_ns=mark.mtime_ns, etag=mark.etag)
+        if now != record.inputs and directory.mirror is None:  # from a store what it lists would have to come first
+            directory.commit(msgspec.structs.replace(record, inputs=now))
 
 
 def changed(manifest: Manifest, stage: str, changes: dict[str, Any]) -> tuple[Params, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -50,14 +51,21 @@ class Corpus:
     def tasks(self) -> list[int]:
         return [int(task) for task in np.unique(self.task)]
 
+    @cached_property
+    def _places(self) -> dict[int, I64]:
+        """Of each task, the places of its files."""
+        order = np.argsort(self.task, kind="stable")
+        tasks, first = np.unique(self.task[order], return_index=True)
+        return dict(zip(tasks.tolist(), np.split(order, first[1:]), strict=True))
+
     def files_of(self, task: int) -> list[int]:
         """Places of a task's files, in input order."""
-        places: list[int] = np.flatnonzero(self.task == task).tolist()
+        places: list[int] = self._places[task].tolist()
         return places
 
     def parts_of(self, task: int) -> Iterator[tuple[int, I64 | None]]:
         """(shard, its rows or None for all) that a task reads."""
-        files = np.flatnonzero(self.task == task)
+        files = self._places[task]
         for shard in np.unique(self.shard[files]).tolist():
             rows = self.row[files[self.shard[files] == shard]]
             yield shard, None if rows[0] < 0 else rows
@@ -68,10 +76,18 @@ class Corpus:
         return int(self.task[first if self.row[first] < 0 else first + row])
 
     def shards_of(self, task: int) -> list[int]:
-        """The shards that a task writes out: those whose first file is one of its own."""
-        shards, first = np.unique(self.shard, return_index=True)
-        own: list[int] = shards[self.task[first] == task].tolist()
+        """The shards that a task's files are in."""
+        own: list[int] = np.unique(self.shard[self._places[task]]).tolist()
         return own
+
+    def task_of(self, shard: int, name: str) -> int:
+        """The task that has the outputs of a file; what is of all files of a shard (""), that of the first has."""
+        place = int(np.searchsorted(self.shard, shard)) if name == "" else self._place[name]
+        return int(self.task[place])
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: place for place, name in enumerate(self.names)}
 
 
 def _assigned(files: Iterator[tuple[str, Fingerprint]], known: Mapping[str, int]) -> Iterator[int]:

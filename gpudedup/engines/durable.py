@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
@@ -40,7 +41,7 @@ from gpudedup.stages.earlier import Earlier, with_earlier
 from gpudedup.stages.guard import check_guard
 from gpudedup.stages.match import Grouped, Matched, group, make_buckets, sort_band
 from gpudedup.stages.sign import Progress, ShingleCache, Signed, carried_columns, check_types
-from gpudedup.stages.verify import ShingleSets, Verified, matching, verify
+from gpudedup.stages.verify import ShingleSets, Verified, known_decision, matching, open_documents, verify
 from gpudedup.store import manifest as manifests
 from gpudedup.store import records, working
 from gpudedup.store.lock import Lock
@@ -71,7 +72,7 @@ class DurableRun:
         """tasks: the sign task of each input file that has one already, by name."""
         self.earlier = earlier
         self.directory, self.source, self.params, self.progress = directory, source, params, progress
-        self._lock = lock
+        directory.still_ours = lock.check
         self.backend: Backend = select_backend(params)
         self.budget = Budget.of(params)
         self.corpus = Corpus.of(source, tasks)
@@ -94,6 +95,7 @@ class DurableRun:
         self._lowest_threshold = params.threshold if before is None else before.lowest_threshold
         self.seconds = Seconds()
         self._records: dict[tuple[str, int], Record] = {}
+        self._own: set[tuple[str, int]] = set()  # tasks that this process did
         self._contents: dict[int, str] = {}
         self._cache = ShingleCache(self.budget.cache_bytes if params.verify == "exact" else 0)
         earlier.check_types(source, params)
@@ -107,7 +109,10 @@ class DurableRun:
 
     def done(self, stage: str, task: int) -> Record | None:
         """The record of a task that is done."""
-        known = self._records.get((stage, task)) or self.directory.done(stage, task, self.lineage.digest(stage, task))
+        known = self._records.get((stage, task))
+        if known is not None:
+            return known
+        known = self.directory.done(stage, task, self.lineage.digest(stage, task))
         if known is not None and stage == "sign":
             files = [self.corpus.names[place] for place in self.corpus.files_of(task)]
             if sorted(entry.path for entry in known.inputs) != sorted(files):
@@ -139,9 +144,9 @@ class DurableRun:
 
     def commit(self, record: Record) -> None:
         """Make a task's result last. Raises LockedError if another driver took over."""
-        self._lock.check()
         self.directory.commit(record)
         self._records[record.stage, record.task] = record
+        self._own.add((record.stage, record.task))
 
     # ---- the stages ----
 
@@ -290,9 +295,9 @@ class DurableRun:
         if params.verify != "exact" or self.done("verify", params.threshold_ppm) is not None:
             return
         documents = "documents that share a bucket"
-        if self._is_matched and len(self._sign_records()) == len(self.corpus.tasks):
+        if len(self._sign_records()) == len(self.corpus.tasks) and self._is_matched:
             buckets, prior = self.matched.buckets, self._prior()
-            unknown = buckets.shared() if prior is None else self.backend.undecided(buckets, prior.decision)
+            unknown = open_documents(buckets, known_decision(prior, params), self.backend)
             if not len(unknown):
                 return
             documents = f"{len(unknown)} documents"
@@ -358,24 +363,24 @@ class DurableRun:
         removals = Removals.of(self.source, signed, decided, self.params)
         start = time.perf_counter()
         with stoppable_threads(self.backend.workers, "gpudedup-apply") as submit:
-            going_on = [
-                [
-                    future
-                    for number in self.corpus.shards_of(task)
-                    for future in write_shard(self.directory, self.source, number, signed, decided, removals, submit)
-                ]
-                for task in tasks
-            ]
-            for task, futures in zip(tasks, going_on, strict=True):
-                outputs = [entry for entries in results(futures) for entry in entries]
-                self.commit(self.record("apply", task, outputs, seconds=time.perf_counter() - start))
+            shards = dict.fromkeys(number for task in tasks for number in self.corpus.shards_of(task))
+            going_on = {
+                number: write_shard(self.directory, self.source, number, signed, decided, removals, submit)
+                for number in shards
+            }
+            outputs: defaultdict[int, list[OutputEntry]] = defaultdict(list)
+            for task in tasks:
+                own = [(shard, future) for shard in self.corpus.shards_of(task) for future in going_on.pop(shard, [])]
+                for (shard, _), entries in zip(own, results([future for _, future in own]), strict=True):
+                    for entry in entries:
+                        outputs[self.corpus.task_of(shard, entry.shard)].append(entry)
+                self.commit(self.record("apply", task, outputs.pop(task, []), seconds=time.perf_counter() - start))
                 start = time.perf_counter()
 
     # ---- artefacts ----
 
     def replace(self, stage: str, task: int) -> None:
         """Called before artefacts of a task are written: a record of others under their names goes first."""
-        self._lock.check()
         self.directory.forget(stage, task, self.lineage.digest(stage, task))
 
     def _write(
@@ -390,20 +395,23 @@ class DurableRun:
     # ---- the manifest ----
 
     def begin(self) -> None:
-        """Write the manifest of an unfinished run, unless one of the same plan is there. Results stay for now."""
+        """Write the manifest of an unfinished run, unless one of the same plan is there, or of a complete run with the
+        results that this one will have. Results stay for now.
+        """
         before = self.directory.manifest()
         if before is None:
             self._write_manifest("")
             return
+        sizes = (mark.size_bytes for mark in self.corpus.marks)
         same = is_same(
             before,
             self.params,
-            files=zip(self.corpus.names, self.corpus.task.tolist(), strict=True),
+            files=zip(self.corpus.names, self.corpus.task.tolist(), sizes, strict=True),
             output=self.directory.output,
             types=self._types,
             against=self.earlier.entries(),
         )
-        if not same:
+        if before.results != self.lineage.of_results if before.state == "complete" else not same:
             self._write_manifest(before.results)
 
     def _clear_results(self) -> None:
@@ -442,7 +450,6 @@ class DurableRun:
 
     def finish(self) -> None:
         """Write the manifest of the whole run."""
-        self._lock.check()
         signed = {entry.path: entry for record in self._sign_records() for entry in record.inputs}
         outputs = [
             entry
@@ -490,13 +497,14 @@ class DurableRun:
             self.signed,
             self.decided,
             record.counts,
-            {stage: self.seconds.of.get(stage, 0.0) or self._recorded_seconds(stage) for stage in VERBS},
+            {stage: self.seconds.of.get(stage, 0.0) + self._earlier_seconds(stage) for stage in VERBS},
             len(self._skipped_files()),
         )
 
-    def _recorded_seconds(self, stage: str) -> float:
-        """What the tasks of a stage that an earlier process did took."""
-        return sum(record.seconds for (of, _), record in self._records.items() if of == stage)
+    def _earlier_seconds(self, stage: str) -> float:
+        """What the tasks of a stage took that earlier processes did."""
+        parts = (stage, "columns") if stage == "sign" else (stage,)
+        return sum(record.seconds for key, record in self._records.items() if key[0] in parts and key not in self._own)
 
 
 def _skipped_file(skipped: Skipped) -> SkippedEntry:

@@ -42,6 +42,7 @@ class Lineage:
         self._names, self._params, self._output, self._against = names, params, output, against
         self._types, self._content = types, content
         self._signed: dict[int, str] = {}
+        self._matched = ""  # once everything is signed
         self._files: defaultdict[int, list[tuple[str, int]]] = defaultdict(list)
         for name, size, task in zip(names, sizes, tasks, strict=True):
             self._files[task].append((name, size))
@@ -109,10 +110,16 @@ class Lineage:
 
     @property
     def _matching(self) -> str:
+        if self._matched:
+            return self._matched
         p = self._params
         ranked_or_scoped = [name for name in (parse_keep(p.keep).column, p.within, p.across) if name is not None]
-        return digest(
-            sign=[(self.digest("sign", task), self._content(task)) for task in sorted(self._files)],
+        contents = [self._content(task) for task in sorted(self._files)]
+        found = digest(
+            sign=[
+                (self.digest("sign", task), content)
+                for task, content in zip(sorted(self._files), contents, strict=True)
+            ],
             order=self._names,
             columns=self._typed(ranked_or_scoped),
             keep=p.keep,
@@ -123,6 +130,9 @@ class Lineage:
             window=p.bucket_window,
             task_keys=TASK_KEYS,
         )
+        if all(contents):
+            self._matched = found
+        return found
 
 
 def content_of(inputs: Iterable[InputEntry]) -> str:

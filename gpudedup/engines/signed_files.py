@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from gpudedup.errors import ArtefactError, InputError
 from gpudedup.params import Params
 from gpudedup.stages.sign import ShingleCache, Signed, check_count
 from gpudedup.store import signatures as files
+from gpudedup.store.mapped import fetch, fetched
 from gpudedup.store.records import MAKE_ANEW, Record
 from gpudedup.store.run_directory import Artefacts
 
@@ -36,15 +38,33 @@ class SignedFiles:
     carried: Sequence[str]
 
 
+BATCHES_AT_ONCE = 256
+"""Whose keys are made by one call: a million documents or two."""
+
+
 class StoredSignatures:
     """Signatures in files, memory-mapped: what match and verify read of them."""
 
-    def __init__(self, backend: Backend, lanes: list[LaneGroups]) -> None:
-        self._backend, self.lanes = backend, lanes
+    def __init__(self, backend: Backend, lanes: list[LaneGroups], params: Params) -> None:
+        self._backend, self._lanes, self._params = backend, lanes, params
+
+    @property
+    def lanes(self) -> Iterator[LaneGroups]:
+        """uint32[n, width] per column of lanes, batch by batch."""
+        return fetched((groups, [files.place_of(group) for group in groups]) for groups in self._lanes)
 
     def keys(self, band: int, scope_keys: U64 | None) -> U64:
         """uint64[documents]: the keys of one band."""
-        return self._backend.band_keys(self.lanes, band, scope_keys)
+        rows = self._params.banding.rows
+        read = slice(band * rows // files.GROUP, ((band + 1) * rows - 1) // files.GROUP + 1)
+        batches = fetched((groups, [files.place_of(group) for group in groups[read]]) for groups in self._lanes)
+        keys: list[U64] = []
+        first = 0
+        while part := list(islice(batches, BATCHES_AT_ONCE)):
+            last = first + sum(len(groups[0]) for groups in part)
+            keys.append(self._backend.band_keys(part, band, None if scope_keys is None else scope_keys[first:last]))
+            first = last
+        return np.concatenate(keys) if keys else np.zeros(0, np.uint64)
 
     def lane_numbers(self, documents: U32) -> U32:
         """The same: there are lanes of every document."""
@@ -69,6 +89,7 @@ def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> S
     tables: list[pa.Table] = []
     for signatures, table, first, last in opened.spans():
         for batch in signatures.parts(first, last):
+            fetch(files.facts_of(batch))
             batches.append(batch)
             lanes.append(signatures.lanes(batch))
         if table is not None:
@@ -79,7 +100,7 @@ def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> S
     content = [files.content_of(batch) for batch in batches]
     return Signed(
         shard_first=np.concatenate(([0], np.cumsum(shard_rows))).astype(np.int64),
-        signatures=StoredSignatures(backend, lanes),
+        signatures=StoredSignatures(backend, lanes, stored.params),
         content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
         unit_count=files.concatenated(batches, "units").astype(np.uint64, copy=False),
         damaged=files.concatenated(batches, "damaged").astype(bool, copy=False),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -142,9 +143,9 @@ class JoinedSignatures:
         return np.concatenate(found)
 
     @property
-    def lanes(self) -> Sequence[LaneGroups]:
+    def lanes(self) -> Iterable[LaneGroups]:
         """By batch: of this input, then of all documents of each earlier run."""
-        return [*self._own.lanes, *(lanes for run in self._earlier.runs for lanes in run.signed.signatures.lanes)]
+        return chain(self._own.lanes, *(run.signed.signatures.lanes for run in self._earlier.runs))
 
     def lane_numbers(self, documents: U32) -> U32:
         bases = np.cumsum([self._rows, *(run.signed.rows for run in self._earlier.runs)])

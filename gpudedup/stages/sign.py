@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -71,7 +71,7 @@ class Signatures(Protocol):
         """uint64[documents]: the keys of one band; scope_keys uint64[documents] with ``within``."""
 
     @property
-    def lanes(self) -> Sequence[LaneGroups]:
+    def lanes(self) -> Iterable[LaneGroups]:
         """By batch, where they are held: verify="signature" compares them."""
 
     def lane_numbers(self, documents: U32) -> U32:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import I64, U32, Backend, Decision, LaneGroups, SetStore
+from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, LaneGroups, SetStore
 from gpudedup.errors import InputError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
@@ -130,14 +130,11 @@ def verify(
     Raises OutputError when sets, or signatures, fit neither ``memory_bytes`` nor the disk of ``tmp``.
     """
     grouped = matched.grouped
-    if params.clustering == "components":
-        known = None
-    else:
-        known = prior.decision if prior else None
+    known = known_decision(prior, params)
     sets = prior.sets if prior else None
     lanes, documents = None, grouped.representatives
     if params.verify != "none":
-        shared = matched.buckets.shared() if known is None else backend.undecided(matched.buckets, known)
+        shared = open_documents(matched.buckets, known, backend)
     if params.verify == "exact":
         if sets is None:
             sets = backend.set_store(len(documents), memory_bytes=memory_bytes, directory=tmp)
@@ -164,7 +161,17 @@ def verify(
     return Verified(decision, sets if params.keep_sets else None)
 
 
-def gather_lanes(lanes: Sequence[LaneGroups], numbers: U32, num_perm: int, *, memory_bytes: int, tmp: str) -> U32:
+def known_decision(prior: Verified | None, params: Params) -> Decision | None:
+    """What a decision at a lower threshold says of this one: nothing of components, which fall apart as it rises."""
+    return None if prior is None or params.clustering == "components" else prior.decision
+
+
+def open_documents(buckets: Buckets, known: Decision | None, backend: Backend) -> U32:
+    """Representatives that must be compared, in ascending order."""
+    return buckets.shared() if known is None else backend.undecided(buckets, known)
+
+
+def gather_lanes(lanes: Iterable[LaneGroups], numbers: U32, num_perm: int, *, memory_bytes: int, tmp: str) -> U32:
     """uint32[n, num_perm]: the signatures of ``numbers``, which ascend, read in one pass.
 
     What is compared lies all over the input, and in a run directory each signature in as many places as groups of

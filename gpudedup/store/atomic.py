@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +69,29 @@ def _free_space(path: Path) -> str:
     return "free space is unknown"
 
 
+def at_once() -> None:
+    """For a file that may always get its name."""
+
+
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, before: Callable[[], None] = at_once) -> Iterator[Path]:
     """A temporary path in the folder of ``path``; renamed to ``path`` when the block ends well, removed when it does
     not.
 
     The file is flushed to the device before, so that after a crash ``path`` is whole or absent; that it is not absent
-    is up to ``sync_folder``, once for all files of a folder.
+    is up to ``sync_folder``, once for all files of a folder. ``before`` is called when only the name is missing, and
+    what it raises keeps it away.
     Raises OutputError with path, free space and a way out for anything that the system refuses.
     """
     temporary = temporary_path(path.parent)
     try:
         with output_errors(path):
-            yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            try:
+                yield temporary
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            finally:
+                before()  # also where something went wrong: it may say why, such as who deleted the file
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

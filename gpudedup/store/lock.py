@@ -1,7 +1,9 @@
 """The lock of a run directory: keeps two drivers from doing the same work twice.
 
-No result rests on it. What drivers write is committed whole, and equal input gives equal bytes, so a driver that goes
-on after its lock was taken over does harm to nothing but time.
+What drivers write is committed whole, and equal plans give equal bytes, so two that drive one run the same way harm
+nothing. A driver that was taken over looks here before anything gets its name or is deleted, and leaves: else it could
+put files of its plan among those of another. Only one that stands still just between the look and the deed can do so;
+checksums then tell, and the run is made whole by the command that is given again.
 """
 
 from __future__ import annotations
@@ -44,6 +46,10 @@ LOOKS, LOOK_SECONDS = 8, 1.0
 
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP)
 """What file systems without hard links say when they are asked for one."""
+LOOKS_FOR_OWN, OWN_SECONDS = 5, 0.02
+"""So often, and with such pauses, a driver looks for its lock before it takes it for gone: on NFS a file that is being
+replaced is not there for a moment.
+"""
 
 PATIENCE_SECONDS = 1.0
 """So long a process waits for another that is just changing the lock."""
@@ -243,9 +249,14 @@ class Lock:
             self._file.take_away(self._said)
 
     def check(self) -> None:
-        """Raise LockedError if another driver took the run over."""
-        owner = owner_of(self._file.read())
-        if self._lost or (owner is not None and owner.token != self._owner.token):
+        """Raise LockedError if another driver took the run over, also one that has ended since."""
+        for _ in range(LOOKS_FOR_OWN):
+            data = self._file.read()
+            if data is not None:
+                break
+            time.sleep(OWN_SECONDS)
+        if self._lost or not is_of(data, self._owner.token):
+            owner = owner_of(data)
             who = f"{owner.host}, process {owner.pid}" if owner else "another driver"
             raise LockedError(
                 f"{self._file.name} was taken over by {who}, because this process stood still for too long; what it "

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from gpudedup.errors import ArtefactError
+from gpudedup.errors import ArtefactError, OutputError
 from gpudedup.io.source import Fingerprint
 from gpudedup.machine import Machine
 from gpudedup.store import sealed
@@ -21,6 +21,12 @@ FORMAT = 2
 
 NAME = "manifest.json"
 MAX_BYTES = 1 << 30
+MAX_UNFINISHED_BYTES = MAX_BYTES // 4
+"""Of the manifest that a run begins with; that which it ends with names outputs too, two or three of each input."""
+
+MAKE_ANEW = "delete it and give the command that began the run again: what is signed stays"
+"""The way out of a damaged manifest."""
+
 MAX_COUNT = 1 << 53
 """More than there can be of anything; sums of many are below 2^63."""
 
@@ -136,8 +142,15 @@ class Manifest(sealed.Sealed, frozen=True, kw_only=True):
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Readable JSON with one value a line, and its checksum."""
-    return sealed.seal(manifest)
+    """Readable JSON with one value a line, and its checksum. Raises OutputError for more than can be read again."""
+    data = sealed.seal(manifest)
+    limit = MAX_BYTES if manifest.state == "complete" else MAX_UNFINISHED_BYTES
+    if len(data) > limit:
+        raise OutputError(
+            f"a manifest of {len(manifest.inputs)} input files would have {len(data)} bytes, more than {limit}; make "
+            "several runs of them, or put the documents into fewer, larger files"
+        )
+    return data
 
 
 def read(directory: Path, *, unfinished: bool = False) -> Manifest:
@@ -154,11 +167,11 @@ def read(directory: Path, *, unfinished: bool = False) -> Manifest:
     try:
         manifest = sealed.decode(data, Manifest, path)
     except ArtefactError as error:
-        raise ArtefactError(f"{error}; run again into another directory") from error
+        raise ArtefactError(f"{error}; {MAKE_ANEW}") from error
     if manifest.format != FORMAT:
         raise ArtefactError(f"{path} has format {manifest.format}, this version of gpudedup reads format {FORMAT}")
     if not sealed.is_whole(data, manifest.checksum):
-        raise ArtefactError(f"{path} is not what was written: its checksum differs; run again into another directory")
+        raise ArtefactError(f"{path} is not what was written: its checksum differs; {MAKE_ANEW}")
     if manifest.state != "complete" and not (unfinished and manifest.state == "unfinished"):
         raise ArtefactError(
             f'{path} is in state {manifest.state!r}, not "complete"; finish the run with the command that began it'

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import xxhash
 from gpudedup.errors import ArtefactError, OutputError
 from gpudedup.store import manifest as manifests
 from gpudedup.store import sealed
-from gpudedup.store.atomic import atomic_file, output_errors, sync_folder
+from gpudedup.store.atomic import at_once, atomic_file, output_errors, sync_folder
 from gpudedup.store.manifest import InputEntry, OutputEntry, SkippedEntry
 
 STAGES = ("sign", "columns", "match", "verify", "decide", "apply")
@@ -65,8 +67,18 @@ def any_done(directory: Path) -> bool:
     return (directory / FOLDER).is_dir()
 
 
-def write(directory: Path, record: Record) -> Path:
-    """Commit a task, whose files are flushed and have their names: the path of the record. Raises OutputError."""
+def holds_signatures(directory: Path) -> bool:
+    """Whether a directory is that of a run, by a record of signing that can be believed."""
+    for task in tasks_recorded(directory, "sign")[:1]:
+        with suppress(ArtefactError):
+            return bool(load(directory, "sign", task).inputs)
+    return False
+
+
+def write(directory: Path, record: Record, before: Callable[[], None] = at_once) -> Path:
+    """Commit a task, whose files are flushed and have their names: the path of the record. Raises OutputError, and what
+    ``before`` raises just before.
+    """
     path = path_of(directory, record.stage, record.task)
     data = sealed.seal(record)
     if len(data) > MAX_BYTES:
@@ -80,7 +92,7 @@ def write(directory: Path, record: Record) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent.parent)
             sync_folder(directory)
-    with atomic_file(path) as temporary:
+    with atomic_file(path, before) as temporary:
         temporary.write_bytes(data)
     with output_errors(path):
         sync_folder(path.parent)

@@ -30,6 +30,7 @@ from gpudedup.store import records
 from gpudedup.store.atomic import (
     TEMPORARY,
     HashedFile,
+    at_once,
     atomic_file,
     flushed_at_once,
     open_output,
@@ -170,6 +171,8 @@ class RunDirectory(Artefacts):
         self._unflushed: set[Path] = set()  # folders with new names
         self._unnamed: list[Path] = []  # folders under temporary names, with all that is in them
         self._finished = False
+        self.still_ours: Callable[[], None] = at_once
+        """Raises LockedError if another driver took the run over. Asked before anything gets its name or is deleted."""
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._began_before = holds_run(path)
@@ -322,6 +325,7 @@ class RunDirectory(Artefacts):
             above = {str(parent) for folder in folders for parent in PurePosixPath(folder).parents}
             self._folders.extend(final / folder for folder in sorted(folders | above))
             self._files.extend(f"{final}/{name}" for name in names)
+            self._still_ours_here()
             if self._resumable and final.is_dir():  # of a driver that was stopped before its record was written
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -333,7 +337,7 @@ class RunDirectory(Artefacts):
         relative = f"{kind}/{name if kind == 'kept' else _table_name(name)}"
         path = self.path / relative
         self._make_folder(path.parent)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, self._still_ours_here) as temporary:
             write(temporary)
             entry = OutputEntry(
                 path=relative,
@@ -353,7 +357,7 @@ class RunDirectory(Artefacts):
         """A working artefact to write, ``name`` with "/"; it is there when the block ends well. Raises OutputError."""
         path = self.path / name
         self._make_folder(path.parent)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, self._still_ours_here) as temporary:
             with HashedFile(temporary) as file:
                 yield file
             self._files.append(str(path))
@@ -366,6 +370,7 @@ class RunDirectory(Artefacts):
         """
         path = records.path_of(self.path, stage, task)
         if os.path.lexists(path) and self.done(stage, task, digest) is None:
+            self.still_ours()
             with output_errors(path):
                 path.unlink()
                 sync_folder(path.parent)
@@ -373,13 +378,19 @@ class RunDirectory(Artefacts):
                 self.mirror.remove(path.relative_to(self.path).as_posix())
 
     def commit(self, record: Record) -> None:
-        """Make a task's artefacts last, then its record. Raises OutputError."""
+        """Make a task's artefacts last, then its record. Raises OutputError and LockedError."""
         self.flush_names()
         if self.mirror is not None:
+            self.still_ours()
             self.mirror.publish(entry.path for entry in record.artefacts)
-        path = records.write(self.path, record)
+        path = records.write(self.path, record, self.still_ours)
         if self.mirror is not None:
             self.mirror.publish([path.relative_to(self.path).as_posix()])
+
+    def _still_ours_here(self) -> None:
+        """``still_ours``, unless what is written is this process's own until it is published."""
+        if self.mirror is None:
+            self.still_ours()
 
     def flush_names(self) -> None:
         """Flush the names of all files written so far to the device."""
@@ -390,7 +401,8 @@ class RunDirectory(Artefacts):
                 sync_folder(folder)
 
     def discard(self, kinds: Iterable[str]) -> None:
-        """Delete folders of the run: what is there is of an earlier decision. Raises OutputError."""
+        """Delete folders of the run: what is there is of an earlier decision. Raises OutputError and LockedError."""
+        self.still_ours()
         for kind in kinds:
             if self.mirror is not None:
                 self.mirror.delete(kind)
@@ -421,7 +433,7 @@ class RunDirectory(Artefacts):
             **fields,
         )
         path = self.path / manifests.NAME
-        with atomic_file(path) as temporary:
+        with atomic_file(path, self.still_ours) as temporary:
             self._files.append(str(path))
             temporary.write_bytes(manifests.encode(manifest))
         with output_errors(path):
@@ -565,6 +577,8 @@ def _require_empty(path: Path, resumable: bool) -> None:
     if not path.is_dir():
         raise OutputError(f"{path} exists and is not a directory; choose another name")
     names = sorted(os.listdir(path))
+    if resumable and manifests.NAME not in names and records.holds_signatures(path):
+        return  # its manifest is lost
     if resumable:  # what a driver that was killed before it wrote the manifest can have left
         names = [name for name in names if name != LOCK and not name.startswith(TEMPORARY)]
     if manifests.NAME in names:

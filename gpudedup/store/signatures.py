@@ -21,6 +21,7 @@ from gpudedup.backends.base import U32, U64, SignedBatch
 from gpudedup.errors import ArtefactError
 from gpudedup.io.batches import batch_bytes
 from gpudedup.store.atomic import HashedFile
+from gpudedup.store.mapped import Place, mapped
 
 GROUP = 8
 """Lanes in a column."""
@@ -116,8 +117,8 @@ def row_writer(file: HashedFile, kinds: pa.Schema) -> Iterator[RowWriter]:
 def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBatch]:
     """The batches of an IPC file of a run, memory-mapped. Raises ArtefactError, for other columns too."""
     try:
-        with pa.memory_map(str(path)) as mapped:
-            file = pa.ipc.open_file(mapped)
+        with pa.BufferReader(mapped(path)) as source:
+            file = pa.ipc.open_file(source)
             if kinds is not None and not file.schema.equals(kinds):
                 raise ArtefactError(f"{path} has other columns than a run writes: {file.schema.names}")
             batches = [file.get_batch(number) for number in range(file.num_record_batches)]
@@ -175,6 +176,17 @@ class SignatureFile:
             np.asarray(column.flatten().to_numpy()).reshape(batch.num_rows, -1)
             for column in batch.columns[: self._width]
         ]
+
+
+def place_of(array: npt.NDArray[Any]) -> Place:
+    """Where the values of a contiguous array are."""
+    return array.__array_interface__["data"][0], array.nbytes
+
+
+def facts_of(batch: pa.RecordBatch) -> list[Place]:
+    """Where all but the lanes of a batch is."""
+    columns = [batch.column(name) for name in ("content", "units", "damaged")]
+    return [(buffer.address, buffer.size) for column in columns for buffer in column.buffers() if buffer is not None]
 
 
 def content_of(batch: pa.RecordBatch) -> U64:

@@ -341,6 +341,8 @@ class Laboratory:
         trial.event = done.fault
         if done.code not in (0, 1) or (done.code and is_one_line(done.err)):
             trial.problems.append(f"the first driver: exit code {done.code}: {done.err}")
+        if not second.code:
+            trial.problems += [f"after the first driver: {problem}" for problem in self.is_whole(job, place)]
         trial.problems += self.how_it_goes_on(job, place)
 
     def _harm_input(self, job: Job, trial: Trial, place: Path) -> None:
