@@ -46,6 +46,7 @@ LOOKS, LOOK_SECONDS = 8, 1.0
 
 NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP)
 """What file systems without hard links say when they are asked for one."""
+
 LOOKS_FOR_OWN, OWN_SECONDS = 5, 0.02
 """So often, and with such pauses, a driver looks for its lock before it takes it for gone: on NFS a file that is being
 replaced is not there for a moment.
