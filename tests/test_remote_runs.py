@@ -7,23 +7,27 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import gettempdir
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from object_store import Fault, FaultyProxy, ObjectStore, new_store, serve
+from pyarrow.fs import FileSystem
 
 import gpudedup
 from gpudedup.engines import corpus, lineage
 from gpudedup.errors import ArtefactError, GpudedupError, InputError, LockedError, OutputError
 from gpudedup.store import lock, mirror
 from gpudedup.store.run_directory import Artefacts
+from gpudedup.store.stopping import GivenUpError, heed
 
 
 @pytest.fixture(scope="module")
@@ -337,3 +341,51 @@ def test_stopped_and_continued(store: ObjectStore, files: Path, tmp_path: Path, 
     assert subprocess.run(command, capture_output=True, env={**os.environ}, check=False).returncode == 0
     gpudedup.run(files, tmp_path / "local")
     assert results(on_store(store, "a/")) == results(on_disk(tmp_path / "local"))
+
+
+class StoppingFilesystem:
+    """Lets another one write; sets an event when it is given the third block of a file."""
+
+    def __init__(self, other: FileSystem, stop: threading.Event) -> None:
+        self._other, self._stop = other, stop
+        self.blocks = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._other, name)
+
+    @contextmanager
+    def open_output_stream(self, path: str) -> Iterator[StoppingFilesystem]:
+        with self._other.open_output_stream(path) as self._file:
+            yield self
+
+    def write(self, block: bytes) -> None:
+        self.blocks += 1
+        if self.blocks == 3:
+            self._stop.set()
+        self._file.write(block)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("signatures/000000.arrow", 3), ("manifest.json", 50)])
+def test_a_stop_in_the_middle_of_an_upload(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, blocks: int
+) -> None:
+    """What no record names may be there in part, but not the manifest, in the place of the one before."""
+    monkeypatch.setattr(mirror, "BLOCK_BYTES", 100)
+    stop, data = threading.Event(), os.urandom(5000)
+    with closing(mirror.Mirror("memory://stop-test/run", str(tmp_path))) as there:
+        there._filesystem = stopping = StoppingFilesystem(there._filesystem, stop)  # type: ignore[assignment]
+        (there.local / name).parent.mkdir(exist_ok=True)
+        (there.local / name).write_bytes(data)
+
+        def publish() -> None:
+            heed(stop)
+            with suppress(GivenUpError):
+                there.publish([name])
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        thread.join()
+        assert stop.is_set()
+        assert stopping.blocks == blocks
+        assert there.read(name, 5000) == data[: 100 * blocks]
+        there.remove(name)

@@ -537,6 +537,30 @@ def test_a_signal_while_a_thread_starts(monkeypatch):
     assert ended.is_set()
 
 
+def test_a_stop_reaches_threads_of_threads():
+    """One that waits for threads of its own cannot look itself."""
+    working, ended = threading.Event(), threading.Event()
+
+    def inner():
+        working.set()
+        try:
+            for _ in range(300):
+                time.sleep(0.01)
+                checkpoint()
+        except GivenUpError:
+            ended.set()
+            raise
+
+    def outer():
+        with stoppable_threads(2, "inner") as submit:
+            submit(inner).result()
+
+    with stoppable_threads(1, "outer") as submit:
+        submit(outer)
+        assert working.wait(30)
+    assert ended.is_set()
+
+
 ENDLESS = """
 import sys, time
 from gpudedup.cli import main

@@ -200,8 +200,9 @@ class Mirror:
                 self._filesystem.open_output_stream(f"{self._root}/{name}") as file,
             ):
                 while block := origin.read(BLOCK_BYTES):
-                    checkpoint()
                     file.write(block)
+                    if name != manifests.NAME:  # what is given up is there in part, which a manifest must not be
+                        checkpoint()
 
         self._write(work, f"write {name} of")
 

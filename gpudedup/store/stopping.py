@@ -24,25 +24,28 @@ class Submit(Protocol):
 _of_thread = threading.local()
 
 
-def heed(stop: threading.Event) -> None:
-    """From now on ``checkpoint`` raises in this thread once ``stop`` is set."""
-    _of_thread.stop = stop
+def heed(*stops: threading.Event) -> None:
+    """From now on ``checkpoint`` raises in this thread once any of ``stops`` is set."""
+    _of_thread.stops = stops
+
+
+def _heeded() -> tuple[threading.Event, ...]:
+    return getattr(_of_thread, "stops", ())
 
 
 def checkpoint() -> None:
     """Raise GivenUpError if this thread is to stop. To be called every few MB."""
-    stop: threading.Event | None = getattr(_of_thread, "stop", None)
-    if stop is not None and stop.is_set():
+    if any(stop.is_set() for stop in _heeded()):
         raise GivenUpError
 
 
 @contextmanager
 def stoppable_threads(count: int, name: str) -> Iterator[Submit]:
     """``count`` threads. When the block is left, for whatever reason, tasks that are going on end at their next
-    checkpoint, others are forgotten, and none is going on any more when this ends.
+    checkpoint, others are forgotten, and none is going on any more when this ends. What stops this thread stops them.
     """
     stop = threading.Event()
-    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=heed, initargs=(stop,))
+    pool = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=heed, initargs=(stop, *_heeded()))
     changed = threading.Condition()
     going_on: set[int] = set()
 
