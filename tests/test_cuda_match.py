@@ -15,9 +15,11 @@ from emulated_device import EmulatedDevice, EmulatedStream, Faults
 
 from gpudedup import _cpu
 from gpudedup.backends.base import Band
+from gpudedup.backends.cuda import upload
 from gpudedup.backends.cuda import verify as rounds
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
+from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.backends.cuda.verify import CompareLanes, CompareNothing, CompareSets, Keepers
 from gpudedup.errors import DeviceMemoryError
 
@@ -42,7 +44,7 @@ def buckets_of(
     window: int = 2,
     **scope: Any,
 ) -> DeviceBuckets:
-    bands = [sort_band(device, stream, band, documents) for band in keys]
+    bands = [sort_band(Uploader(device, stream, workers=1), band, documents) for band in keys]
     return joined(device, stream, bands, len(documents), window=window, **scope)
 
 
@@ -127,7 +129,7 @@ def test_a_band_is_that_of_the_definition(order: Any, count: int, variety: int) 
     [keys] = random_keys(count + 20, 1, variety, seed=count)
     documents = np.array(random.Random(count).sample(range(count + 20), count), np.uint32)
     device = EmulatedDevice(order=order, timing="random", seed=count)
-    band = sort_band(device, device.stream(), keys, documents)
+    band = sort_band(Uploader(device, device.stream(), workers=1), keys, documents)
     buckets: dict[int, list[int]] = {}
     for place, key in enumerate(keys[documents].tolist()):
         buckets.setdefault(key, []).append(place)
@@ -189,7 +191,7 @@ def families(count: int, seed: int, largest: int) -> list[set[int]]:
 
 def store_of(device: EmulatedDevice, stream: EmulatedStream, sets: list[set[int]], directory: Path) -> DeviceSets:
     host = _cpu.SetStore(count=len(sets), memory_bytes=1 << 20, directory=str(directory))
-    store = DeviceSets(device, stream, host, len(sets), workers=1)
+    store = DeviceSets(Uploader(device, stream, workers=1), host, len(sets), workers=1)
     draw = random.Random(len(sets))
     for low in range(0, len(sets), 17):
         numbers = list(range(low, min(low + 17, len(sets))))
@@ -283,13 +285,33 @@ def test_the_least_intersection_without_a_division(ppm: int) -> None:
     assert needed.tolist() == [-(-ppm * size // divisor) for size in sizes.tolist()]
 
 
-def test_adding_sets_waits_for_an_earlier_batch_only(tmp_path: Path) -> None:
-    """In steady state: no pinned memory is taken, on the device only what stays there, and the host waits once a batch,
-    for the one two before."""
+@pytest.mark.parametrize("timing", ["late", "early", "random"])
+def test_what_was_uploaded_may_change_at_once(timing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of any size go through the ring as they were, and no copy is overtaken by one of the next round."""
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", 64)
+    device = EmulatedDevice(timing=timing, seed=3)
+    uploader = Uploader(device, device.stream(), workers=1)
+    sizes = [0, 1, 7, 8, 9, 16, 100, 3, 1000, 5]
+    expected = [np.arange(size, dtype=np.uint64) + np.uint64(1000 * size) for size in sizes]
+    targets = []
+    for values in expected:
+        given = values.copy()
+        targets.append(uploader.sent(given))
+        given[:] = 0
+    assert device.counters.host_allocations == upload.SEGMENTS
+    for target, values in zip(targets, expected, strict=True):
+        found = np.zeros(len(values), np.uint64)
+        device.download(target, found, uploader.stream)
+        uploader.stream.synchronize()
+        assert found.tolist() == values.tolist()
+    device.check()
+
+
+def test_adding_sets_waits_for_nothing(tmp_path: Path) -> None:
+    """In steady state: no pinned memory is taken, and on the device only what stays there."""
     device = EmulatedDevice()
-    store = DeviceSets(
-        device, device.stream(), _cpu.SetStore(count=60, memory_bytes=0, directory=str(tmp_path)), 60, workers=1
-    )
+    host = _cpu.SetStore(count=60, memory_bytes=0, directory=str(tmp_path))
+    store = DeviceSets(Uploader(device, device.stream(), workers=1), host, 60, workers=1)
 
     def add(batch: int) -> None:
         numbers = np.arange(4 * batch, 4 * batch + 4, dtype=np.uint32)
@@ -305,9 +327,9 @@ def test_adding_sets_waits_for_an_earlier_batch_only(tmp_path: Path) -> None:
     before = asked()
     for batch in range(3, 13):
         add(batch)
-    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 10, 40, 40, 10]
+    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 0, 40, 40, 10]
     store.trim()
-    host = store.on_host()
+    assert store.on_host() is host
     for batch in (0, 3, 12):
         found = [host.get(4 * batch + row).tolist() for row in range(4)]
         assert found == [list(range(batch + low, batch + high)) for low, high in ((0, 5), (5, 9), (9, 9), (9, 20))]

@@ -31,10 +31,11 @@ from gpudedup.backends.base import (
 )
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
-from gpudedup.backends.cuda.device import Device, Event, HostArray
+from gpudedup.backends.cuda.device import Device
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
+from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
 from gpudedup.errors import DeviceError, DeviceMemoryError
 from gpudedup.params import Params
@@ -59,6 +60,7 @@ class CudaBackend:
         self._host = CpuBackend(params, reason)
         self.workers = self._host.workers
         self._stream = device.stream()
+        self._uploader = Uploader(device, self._stream, workers=self.workers)
         piece_bytes = max(1 << 16, min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE))
         self._signer = Signer(device, params, piece_bytes=piece_bytes, workers=self.workers)
 
@@ -98,7 +100,7 @@ class CudaBackend:
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
         try:
             with self._device.range("match"):
-                return sort_band(self._device, self._stream, keys, documents)
+                return sort_band(self._uploader, keys, documents)
         except DeviceMemoryError:
             return self._host.band(keys, documents, memory_bytes=memory_bytes)
 
@@ -134,7 +136,7 @@ class CudaBackend:
         if self._params.clustering == "components":
             return host
         try:
-            return DeviceSets(self._device, self._stream, host, count, workers=self.workers)
+            return DeviceSets(self._uploader, host, count, workers=self.workers)
         except DeviceMemoryError:
             return host
 
@@ -186,27 +188,16 @@ class CudaBackend:
             return CompareSets(sets, threshold_ppm)
         if lanes is None:
             return CompareNothing()
-        device, stream, num_perm = self._device, self._stream, self._params.num_perm
+        device, num_perm = self._device, self._params.num_perm
         count = sum(len(groups[0]) for groups in lanes)
         every, rows = device.alloc(count * num_perm, np.uint32), device.alloc(len(documents), np.uint32)
-        most = min(LANES_ROWS, max((len(groups[0]) for groups in lanes), default=0))
-        slots: deque[tuple[HostArray, Event | None]] = deque()
-        for _ in range(2 if most else 0):
-            slots.append((device.alloc_host(most * num_perm, np.uint32), None))
         first = 0
         for groups in lanes:
             for low in range(0, len(groups[0]), LANES_ROWS):
-                parts = [group[low : low + LANES_ROWS] for group in groups]
-                pinned, sent = slots.popleft()
-                if sent is not None:
-                    sent.synchronize()
-                part = pinned[: len(parts[0]) * num_perm]
-                np.concatenate(parts, axis=1, out=part.reshape(-1, num_perm))
-                device.upload(part, every[first:], stream)
-                slots.append((pinned, stream.record()))
+                part = np.concatenate([group[low : low + LANES_ROWS] for group in groups], axis=1).reshape(-1)
+                self._uploader.upload(part, every[first:])
                 first += part.size
-        device.upload(documents, rows, stream)
-        stream.synchronize()
+        self._uploader.upload(documents, rows)
         return CompareLanes(every, rows, num_perm, threshold_ppm)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U32, U64, Band
 from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream, fetched, filled, sent
+from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.errors import DeviceMemoryError
 
 LISTED_BLOCK = 1 << 16
@@ -25,7 +26,7 @@ class Candidates:
     count: int
 
 
-def sort_band(device: Device, stream: Stream, keys: U64, documents: U32) -> Band:
+def sort_band(uploader: Uploader, keys: U64, documents: U32) -> Band:
     """The buckets of one band; keys[document] is the key of each of ``documents``, which are given by rank.
 
     Takes about 60 bytes a document. Raises DeviceMemoryError if that does not fit.
@@ -33,7 +34,8 @@ def sort_band(device: Device, stream: Stream, keys: U64, documents: U32) -> Band
     count = len(documents)
     if count == 0:
         return Band(np.zeros(0, np.uint32), np.zeros(0, np.uint32))
-    every, places = sent(device, keys, stream), sent(device, documents, stream)
+    device, stream = uploader.device, uploader.stream
+    every, places = uploader.sent(keys), uploader.sent(documents)
     ranked = device.alloc(count, np.uint64)
     order, shared, heads = (device.alloc(count, np.uint32) for _ in range(3))
     device.for_each("gather_keys", count, [every, places, ranked], stream)

@@ -9,17 +9,8 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, U64
-from gpudedup.backends.cuda.device import (
-    Arrays,
-    Device,
-    DeviceArray,
-    Event,
-    HostArray,
-    Scalar,
-    Stream,
-    fetched,
-    filled,
-)
+from gpudedup.backends.cuda.device import Arrays, DeviceArray, HostArray, Scalar, fetched, filled
+from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.errors import DeviceMemoryError
 
 THREADS = 256
@@ -37,29 +28,20 @@ class _Block:
     offsets: U64
 
 
-class _Slot:
-    """Pinned memory of what goes up of one batch, and when it is free again."""
-
-    def __init__(self, device: Device) -> None:
-        self.host: Arrays[HostArray] = Arrays(device.alloc_host)
-        self.sent: Event | None = None
-
-
 class DeviceSets:
     """Room for the sets of ``count`` documents, 12 bytes each beside their values. When the device is full, all move
     to the host's store, and `on_host` gives that.
 
-    While one batch goes up, the next is copied to pinned memory: the host waits for the batch two before. What the
-    kernels work in is kept for the next batch, since all run in one stream.
+    What the kernels work in is kept for the next batch, since all run in one stream.
     """
 
-    def __init__(self, device: Device, stream: Stream, host: _cpu.SetStore, count: int, *, workers: int) -> None:
-        self._device, self._stream, self._workers = device, stream, workers
+    def __init__(self, uploader: Uploader, host: _cpu.SetStore, count: int, *, workers: int) -> None:
+        device, stream = uploader.device, uploader.stream
+        self._uploader, self._device, self._stream, self._workers = uploader, device, stream, workers
         self._host = host
         self._full = False
         self._blocks: list[_Block] = []
         self._present = np.zeros(count, bool)
-        self._slots = [_Slot(device), _Slot(device)]
         self._work: Arrays[DeviceArray] = Arrays(device.alloc, stream.synchronize)
         self.address = filled(device, max(1, count), np.uint64, 0, stream)
         self.size = filled(device, max(1, count), np.uint32, 0, stream)
@@ -92,9 +74,6 @@ class DeviceSets:
 
     def trim(self) -> None:
         """Give back what only `add` needs."""
-        self._stream.synchronize()
-        for slot in self._slots:
-            slot.host.clear()
         self._work.clear()
 
     def on_host(self) -> _cpu.SetStore:
@@ -121,20 +100,20 @@ class DeviceSets:
         total = int(ends[-1])
         # Only the stretch of the batch that the rows lie in.
         low, high = (int(first.min()), int(offsets[rows + 1].max())) if count else (0, 0)
-        up = {"hashes": hashes[low:high], "first": first - np.uint64(low), "places": ends, "documents": numbers}
-        on_device = self._upload(up)
+        on_device = self._sent("hashes", hashes[low:high])
+        first_place, places = self._sent("first", first - np.uint64(low)), self._sent("places", ends)
+        documents = self._sent("documents", numbers)
         values = device.alloc(total, np.uint32)
         keys = self._working("keys", total, np.uint64)
         distinct, before = self._working("distinct", total, np.uint32), self._working("before", total + 1, np.uint64)
         blocks, size = -(-total // THREADS), np.uint64(total)
-        places, documents = on_device["places"], np.uint32(count)
-        keying: list[DeviceArray | Scalar] = [on_device["hashes"], on_device["first"], places, documents, keys]
+        keying: list[DeviceArray | Scalar] = [on_device, first_place, places, np.uint32(count), keys]
         device.launch("key_hashes", blocks, THREADS, keying, stream)
         device.sort(keys, stream)
         device.launch("mark_distinct", blocks, THREADS, [keys, size, distinct], stream)
         device.scan(distinct, before, stream)
         device.launch("place_sets", blocks, THREADS, [keys, size, distinct, before, places, values], stream)
-        table: list[DeviceArray | Scalar] = [on_device["documents"], places, documents, before, values]
+        table: list[DeviceArray | Scalar] = [documents, places, np.uint32(count), before, values]
         table += [self.address, self.size]
         device.launch("enter_sets", -(-count // THREADS), THREADS, table, stream)
         self._blocks.append(_Block(values, numbers.copy(), ends))
@@ -143,17 +122,7 @@ class DeviceSets:
         self._work.reserve(name, size, dtype)
         return self._work[name][:size]
 
-    def _upload(self, up: dict[str, HostArray]) -> dict[str, DeviceArray]:
-        slot = self._slots[0]
-        self._slots.reverse()
-        if slot.sent is not None:
-            slot.sent.synchronize()
-        targets = {}
-        for name, values in up.items():
-            count = len(values)
-            slot.host.reserve(name, count, values.dtype)
-            source, targets[name] = slot.host[name][:count], self._working(name, count, values.dtype)
-            _cpu.copy_values(source, np.ascontiguousarray(values), workers=self._workers)
-            self._device.upload(source, targets[name], self._stream)
-        slot.sent = self._stream.record()
-        return targets
+    def _sent(self, name: str, values: HostArray) -> DeviceArray:
+        target = self._working(name, len(values), values.dtype)
+        self._uploader.upload(values, target)
+        return target
