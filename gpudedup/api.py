@@ -114,12 +114,13 @@ def begin(
     out: str | os.PathLike[str],
     *,
     output: str = "kept",
+    engine: str = "local",
     progress: Progress = silent,
     tell: Tell = unheard,
     **options: Any,
 ) -> Status:
     """The first stage of `run` with these arguments, `sign`, and no more; `advance` goes on. Raises what `run` does."""
-    params = _checked("local", options)
+    params = _checked(engine, options)
     store.check_output(output)
     with _place(out, Budget.of(params).tmp) as place:
         _drive(_paths(inputs), place, output, params, "sign", progress, tell)
@@ -130,6 +131,7 @@ def advance(
     path: str | os.PathLike[str],
     stage: str,
     *,
+    engine: str = "local",
     progress: Progress = silent,
     tell: Tell = unheard,
     **changes: Any,
@@ -145,6 +147,7 @@ def advance(
     Raises what `run` does; ParameterError for what cannot be changed here; and, for a decision at a threshold whose
     similarities are not all known, ParameterError that says how many documents `verify` would read.
     """
+    _check_engine(engine)
     if stage not in VERBS:
         raise ParameterError(f"stage must be one of {', '.join(VERBS)}, got {stage!r}")
     with _place(path, changes.get("tmp") or tempfile.gettempdir()) as place:
@@ -240,9 +243,13 @@ def plan(
 
 
 def _checked(engine: str, options: dict[str, Any]) -> Params:
+    _check_engine(engine)
+    return make_params(options)
+
+
+def _check_engine(engine: str) -> None:
     if engine != "local":
         raise ParameterError(f'engine must be "local", got {engine!r}')
-    return make_params(options)
 
 
 class Run(store.Run):

@@ -577,16 +577,19 @@ def sign(
     """Begin a run and do its first stage: read and sign every document. Or continue that stage of RUN."""
     import gpudedup
     from gpudedup.errors import ParameterError
+    from gpudedup.io.remote import is_url
+    from gpudedup.store.run_directory import holds_run
 
     options = _options(context, config)
     _continuable()
     with _progress() as progress:
         if out is not None:
             found = gpudedup.begin(inputs, out, progress=progress, tell=_say, **options)
-        elif len(inputs) == 1:
+        elif len(inputs) == 1 and (is_url(inputs[0]) or holds_run(Path(inputs[0]))):
             found = gpudedup.advance(inputs[0], "sign", progress=progress, tell=_say, **options)
         else:
-            raise ParameterError("no directory for the run was given; name it with --out")
+            one = f"{inputs[0]} holds no run, and " if len(inputs) == 1 else ""
+            raise ParameterError(f"{one}no directory for a new run was given; name it with --out")
     _show_status(found, as_json)
 
 

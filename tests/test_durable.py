@@ -1368,6 +1368,10 @@ def test_commands_that_cannot_be(command: Any, tmp_path: Path) -> None:
     assert "holds no run" in command("status", tmp_path / "out", code=4).err
     assert "holds no run" in command("match", tmp_path / "out", code=4).err
     assert "name it with --out" in command("sign", source / "0.parquet", source / "1.parquet", code=2).err
+    for single in (source, source / "0.parquet", tmp_path / "missing"):
+        said = command("sign", single, code=2).err
+        assert f"{single} holds no run, and no directory for a new run was given; name it with --out" in said
+    assert 'engine must be "local"' in command("sign", source, "-o", tmp_path / "out", "--engine", "ray", code=2).err
     command("sign", source, "-o", tmp_path / "out")
     assert "sign cannot change threshold" in command("sign", tmp_path / "out", "--threshold", "0.9", code=2).err
     command("match", tmp_path / "out", "--threshold", "0.9", code=2)
@@ -1379,6 +1383,14 @@ def test_commands_that_cannot_be(command: Any, tmp_path: Path) -> None:
 def test_sign_continues_a_run(command: Any, tmp_path: Path) -> None:
     command("sign", split(DOCUMENTS, tmp_path / "in", "parquet"), "-o", tmp_path / "out")
     command("sign", tmp_path / "out")
+    assert 'engine must be "local"' in command("sign", tmp_path / "out", "--engine", "ray", code=2).err
+
+
+def test_sign_takes_the_engine_that_run_takes(command: Any, tmp_path: Path) -> None:
+    command("sign", split(DOCUMENTS, tmp_path / "in", "parquet"), "-o", tmp_path / "out", "--engine", "local")
+    command("sign", tmp_path / "out", "--engine", "local")
+    (tmp_path / "c.toml").write_text('engine = "local"\n')
+    command("sign", tmp_path / "out", "--config", tmp_path / "c.toml")
 
 
 @pytest.fixture
