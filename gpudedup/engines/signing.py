@@ -84,6 +84,10 @@ class _Writer:
         self._text_bytes = 0
         self._start = time.perf_counter()
         self._opened = ExitStack()
+
+    def open(self) -> None:
+        """Begin the files. What was begun when this is interrupted, ``abandon`` removes."""
+        run, task = self._run, self._task
         kinds = files.schema(run.params.num_perm)
         self._signatures = _Artefact(run, "sign", task, f"signatures/{task:06}.arrow", kinds, self._opened)
         self._columns = _Columns(run, task, self._opened) if run.carried else None
@@ -158,9 +162,13 @@ def sign_tasks(run: DurableRun, tasks: Sequence[int], cache: ShingleCache) -> No
             hand(commit)
             left.popleft()
             if left:
-                writers.append(_Writer(run, left[0]))
+                begin()
 
-        writers.append(_Writer(run, left[0]))
+        def begin() -> None:
+            writers.append(_Writer(run, left[0]))
+            writers[-1].open()
+
+        begin()
         for piece in sign_pieces(run.source, parts, run.params, run.backend, cache=cache, band_keys=False, lanes=True):
             task = run.corpus.task_at(piece.shard, int(piece.batch.rows[0]) if len(piece.batch.rows) else 0)
             while left[0] != task:  # files without rows give no batch

@@ -90,8 +90,10 @@ def atomic_file(path: Path, before: Callable[[], None] = at_once) -> Iterator[Pa
                 yield temporary
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
-            finally:
-                before()  # also where something went wrong: it may say why, such as who deleted the file
+            except OSError:
+                before()  # it may say why, such as who deleted the file
+                raise
+            before()
             os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
