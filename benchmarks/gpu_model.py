@@ -41,9 +41,13 @@ TEXT_BLOCK = signing.READ_BYTES * signing.READ_THREADS
 THREADS = {
     "mark_documents": signing.READ_THREADS,
     "measure_words": signing.READ_THREADS,
+    "measure_chars": signing.READ_THREADS,
     "join_words": signing.JOIN_THREADS,
+    "join_chars": signing.JOIN_THREADS,
     "find_words": signing.READ_THREADS,
+    "find_chars": signing.READ_THREADS,
     "first_words": signing.READ_THREADS,
+    "first_chars": signing.READ_THREADS,
     "hash_units": signing.HASH_THREADS,
     "sign_lanes": signing.SIGN_THREADS,
     "band_keys": signing.SIGN_THREADS,
@@ -151,10 +155,10 @@ class Piece:
             "blocks": np.zeros(4 * self.blocks, u32),
             "needed": np.zeros(2, u32),
             "folded": np.zeros(2 * self.size + signing.FOLDED_SLACK, np.uint8),
-            "unit_start": np.zeros(self.size, u32),
+            "unit_start": np.zeros(2 * self.size, u32),
             "offsets": offsets.astype(u32),
             "first": np.zeros(self.documents + 1, u32),
-            "shingles": np.zeros(self.size, u32),
+            "shingles": np.zeros(2 * self.size, u32),
             "content": np.zeros(2 * self.documents, u64),
             "a": a,
             "b": b,
@@ -165,7 +169,13 @@ class Piece:
         self._arrays = arrays
         self._memory = sass.Memory(sum(256 + array.nbytes for array in arrays.values()))
         self._args: dict[str, Any] = {name: self._memory.put(array) for name, array in arrays.items()}
-        numbers = {"size": self.size, "count": self.blocks, "unit_room": self.size, "byte_room": 2 * self.size, "n": n}
+        numbers = {
+            "size": self.size,
+            "count": self.blocks,
+            "unit_room": 2 * self.size,
+            "byte_room": 2 * self.size,
+            "n": n,
+        }
         numbers |= {"fold": signing.FOLDS.index(params.fold), "documents": self.documents}
         numbers |= {"lane_count": lanes, "bands": bands, "rows": rows}
         self._args |= {name: u32(value) for name, value in numbers.items()}
@@ -175,12 +185,13 @@ class Piece:
 
     def run(self) -> dict[str, sass.Counts]:
         """Counts by kernel, in order. Raises AssertionError if what they wrote is not what the CPU says."""
+        kind = parse_shingle(self._params.shingle)[0] + "s"
         counts = {
             "mark_documents": self._launch("mark_documents", self.documents + 1, signing.READ_THREADS),
-            "measure_words": self._launch("measure_words", self.size, TEXT_BLOCK),
-            "join_words": self._launch("join_words", 1, 1),
-            "find_words": self._launch("find_words", self.size, TEXT_BLOCK),
-            "first_words": self._launch("first_words", self.documents + 1, signing.READ_THREADS),
+            f"measure_{kind}": self._launch(f"measure_{kind}", self.size, TEXT_BLOCK),
+            f"join_{kind}": self._launch(f"join_{kind}", 1, 1),
+            f"find_{kind}": self._launch(f"find_{kind}", self.size, TEXT_BLOCK),
+            f"first_{kind}": self._launch(f"first_{kind}", self.documents + 1, signing.READ_THREADS),
         }
         units, warps = int(self.get("needed")[0]), signing.SIGN_THREADS // sass.LANES
         counts["hash_units"] = self._launch("hash_units", units, signing.HASH_UNITS)

@@ -72,8 +72,9 @@ def test_code_is_what_it_was_written_for(nvrtc: tuple[int, int], nvdisasm: str, 
     assert not static.code_faults(code, BUDGETS)
 
 
+@pytest.mark.parametrize("shingle", ["word:5", "char:3"])
 def test_machine_code_signs_as_the_cpu_does(
-    nvrtc: tuple[int, int], nvdisasm: str, monkeypatch: pytest.MonkeyPatch
+    shingle: str, nvrtc: tuple[int, int], nvdisasm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That for sm_90, run instruction by instruction. A bit that is flipped in a constant of it shows."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
@@ -87,7 +88,7 @@ def test_machine_code_signs_as_the_cpu_does(
         "한국어 텍스트’s end 𠀀\u200b! " * 6,
         "a b c",
     ]
-    piece = gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params())
+    piece = gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params(shingle=shingle))
     counts = piece.run()
     assert all(sum(each.executed.values()) > 0 for each in counts.values())
     code, usage = gpu_model.compiled()
@@ -95,7 +96,7 @@ def test_machine_code_signs_as_the_cpu_does(
     assert changed["hash_units"] != code["hash_units"]
     monkeypatch.setattr(gpu_model, "compiled", lambda: (changed, usage))
     with pytest.raises(AssertionError, match="content"):
-        gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params()).run()
+        gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params(shingle=shingle)).run()
 
 
 # ---------------------------------------------------------------------------------------- what these checks would catch

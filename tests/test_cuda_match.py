@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,36 @@ def test_the_least_intersection_without_a_division(ppm: int) -> None:
     reciprocal = np.uint64(2**64 // divisor)
     emulator.build(DIVIDE).launch("divide", 1, 256, [sizes, np.uint32(len(sizes)), np.uint64(ppm), reciprocal, needed])
     assert needed.tolist() == [-(-ppm * size // divisor) for size in sizes.tolist()]
+
+
+class NamingDevice(EmulatedDevice):
+    """Counts launches by kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched = Counter[str]()
+
+    def launch(self, kernel: str, *args: Any) -> None:
+        self.launched[kernel] += 1
+        super().launch(kernel, *args)
+
+
+def test_verify_waits_once_a_round_and_twice_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "FIRST_BLOCK", 8)
+    monkeypatch.setattr(rounds, "LARGEST_BLOCK", 50)
+    count, blocks = 200, 6  # of 8, 16, 32, 50, 50 and 44 documents
+    device = NamingDevice()
+    stream = device.stream()
+    buckets = buckets_of(device, stream, random_keys(count, 3, 30, seed=1), np.arange(count, dtype=np.uint32), window=4)
+    store = store_of(device, stream, families(count, count, 100), tmp_path)
+    keepers = Keepers(device, stream, buckets, CompareSets(store, 500_000), None)
+    counters = device.counters
+    waits, allocations = counters.synchronisations, counters.allocations
+    keepers.run()
+    rounds_run, results = device.launched["advance_sets"], 4
+    assert rounds_run > blocks
+    assert counters.synchronisations - waits == rounds_run + 2 * blocks + results
+    assert counters.allocations - allocations == 15 * blocks  # however many rounds a block has
 
 
 @pytest.mark.parametrize("timing", ["late", "early", "random"])
