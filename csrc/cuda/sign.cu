@@ -171,16 +171,18 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
 #pragma unroll 1
       for (; i + 2 <= stop; i += 2) take(shingles[i], shingles[i + 1]);
       if (i < stop) take(shingles[i], shingles[i]);
-      const bool whole = from >= begin && shingles_end <= end;
+      uint32_t* own = lanes + static_cast<uint64_t>(document) * lane_count + group + warp_lane();
+      const uint32_t lanes_left = here < stop ? lane_count - group : 0;
+      if (from >= begin && shingles_end <= end) {
 #pragma unroll
-      for (uint32_t k = 0; k < THREAD_LANES; ++k) {
-        const uint32_t j = group + k * WARP_THREADS + warp_lane();
-        if (j >= lane_count || here >= stop) continue;
-        uint32_t* target = lanes + static_cast<uint64_t>(document) * lane_count + j;
-        if (whole) {
-          *target = best[k];
-        } else if (best[k] < *target) {  // an older value is never below: it spares the long documents most atomics
-          atomicMin(target, best[k]);
+        for (uint32_t k = 0; k < WARP_LANES; k += WARP_THREADS)
+          if (k + warp_lane() < lanes_left) own[k] = best[k / WARP_THREADS];
+      } else {
+#pragma unroll
+        for (uint32_t k = 0; k < WARP_LANES; k += WARP_THREADS) {
+          const uint32_t least = best[k / WARP_THREADS];
+          // An older value is never below: it spares the long documents most atomics.
+          if (k + warp_lane() < lanes_left && least < own[k]) atomicMin(own + k, least);
         }
       }
       if (to >= end) break;
