@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.errors import InputError
+from gpudedup.errors import InputError, OutputError
 from gpudedup.io.remote import is_url
 from gpudedup.io.source import Fingerprint
 from gpudedup.stages.sign import Piece, ShingleCache, sign_pieces
@@ -130,8 +130,8 @@ class _Writer:
             self._columns.commit()
 
     def abandon(self) -> None:
-        """Remove what was written, if it was not committed."""
-        with suppress(GivenUpError), self._opened:
+        """Remove what was written, if it was not committed. That it could not be ended is told by what went wrong."""
+        with suppress(GivenUpError, OutputError), self._opened:
             raise GivenUpError
 
 

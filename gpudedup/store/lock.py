@@ -234,8 +234,12 @@ class Lock:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Lock:
-        while not self._file.create(self._said):
-            self._watch()
+        try:
+            while not self._file.create(self._said):
+                self._watch()
+        except BaseException:
+            self._file.take_away(self._said)  # a stop may come when it was just made
+            raise
         self._thread = threading.Thread(target=self._beat, name="gpudedup-lock", daemon=True)
         self._thread.start()
         return self
