@@ -326,6 +326,8 @@ class Laboratory:
                 (place / "run").mkdir()  # an empty directory is taken too; its name is on the device
             done = self.start(job, place, "kill" if fault in ARTEFACT_HARM else fault, at).end()
             trial.event = done.fault
+            if fault in ("kill", "cut", "readonly", *SIGNALS, *ARTEFACT_HARM):
+                drop_leftovers(place)
             if trial.took_place:
                 trial.problems += self.how_it_ended(job, fault, done, place)
                 if done.code == -signal.SIGKILL and done.fault is not None and done.fault.lets_go:
@@ -521,6 +523,16 @@ def results(place: Path) -> dict[str, str]:
     """Digests of the files that the run in a place is made for."""
     files = [path for folder in RESULTS for path in (place / "run" / folder).rglob("*") if path.is_file()]
     return {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def drop_leftovers(place: Path) -> None:
+    """Delete what a process could not remove any more that had finished the run: its lock, and a beat of that. Nobody
+    goes on with such a run; who decides it anew one day takes them away.
+    """
+    manifest = place / "run" / "manifest.json"
+    if manifest.exists() and json.loads(manifest.read_bytes())["state"] == "complete":
+        for left in [manifest.with_name("lock.json"), *manifest.parent.glob(".gpudedup-*")]:
+            left.unlink(missing_ok=True)
 
 
 def plan_of(place: Path) -> dict[str, Any]:
