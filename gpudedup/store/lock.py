@@ -247,6 +247,13 @@ class Lock:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._release()
+        except BaseException:  # a stop; no other one follows
+            self._release()
+            raise
+
+    def _release(self) -> None:
         self._released.set()
         if self._thread is not None:
             self._thread.join()

@@ -80,11 +80,6 @@ class Event(NamedTuple):
         return aside or self.name in ("unlink", "unlinkat", "rmdir")
 
     @property
-    def lets_go(self) -> bool:
-        """Whether a driver was about to delete its lock."""
-        return self.name == "unlink" and self.path == "run/lock.json"
-
-    @property
     def folder(self) -> str:
         """The folder of the run that it is in; "" for the run's own files."""
         parts = Path(self.path).parts
@@ -326,12 +321,10 @@ class Laboratory:
                 (place / "run").mkdir()  # an empty directory is taken too; its name is on the device
             done = self.start(job, place, "kill" if fault in ARTEFACT_HARM else fault, at).end()
             trial.event = done.fault
-            if fault in ("kill", "cut", "readonly", *SIGNALS, *ARTEFACT_HARM):
+            if fault in ("kill", "cut", "readonly", *ARTEFACT_HARM):
                 drop_leftovers(place)
             if trial.took_place:
                 trial.problems += self.how_it_ended(job, fault, done, place)
-                if done.code == -signal.SIGKILL and done.fault is not None and done.fault.lets_go:
-                    (place / "run/lock.json").unlink()  # nobody asks for the lock of a run that is finished
                 if fault in ARTEFACT_HARM:
                     self._harm_artefact(job, trial, place)
                 trial.problems += self.how_it_goes_on(job, place)
