@@ -210,10 +210,12 @@ __global__ void everything(FoldTable table, const uint8_t* text, int64_t size, u
     UnitBuffer units{bytes, start, end, 0, 0, 0, false, false};
     for (int64_t at = 0; at < size;) {
       uint32_t code_point;
-      at += decode_utf8(text + at, size - at, &code_point);
+      const uint32_t length = decode_short(start[0], &code_point);
+      at += length != 0 ? length : decode_utf8(text + at, size - at, &code_point);
       fold_code_point(table, code_point, Take{&units, words == 1});
     }
     close_unit(units);
+    out[2] += bit_count(gather_tops(ascii_joiners(start[0]))) + highest_bit(start[1]) + lowest_bit(bits_below(end[0]));
     for (uint32_t i = 0; i < units.count; ++i) {
       hashes[i] = hash_bytes(bytes + start[i], end[i] - start[i]);
       out[0] += content_first(hashes[i], i);

@@ -4,7 +4,7 @@
 
 namespace gpudedup {
 
-#if defined(__CUDACC_RTC__)
+#ifdef __CUDA_ARCH__
 GPUDEDUP_HD uint32_t bit_count(uint32_t bits) { return static_cast<uint32_t>(__popc(bits)); }
 /// Of bits != 0.
 GPUDEDUP_HD uint32_t lowest_bit(uint32_t bits) { return static_cast<uint32_t>(__ffs(static_cast<int32_t>(bits))) - 1; }
@@ -14,7 +14,7 @@ GPUDEDUP_HD uint32_t highest_bit(uint32_t bits) {
 #else
 GPUDEDUP_HD uint32_t bit_count(uint32_t bits) { return static_cast<uint32_t>(__builtin_popcount(bits)); }
 /// Of bits != 0.
-GPUDEDUP_HD uint32_t lowest_bit(uint32_t bits) { return static_cast<uint32_t>(__builtin_ctz(bits)); }
+GPUDEDUP_HD uint32_t lowest_bit(uint32_t bits) { return bit_count(~bits & (bits - 1)); }
 GPUDEDUP_HD uint32_t highest_bit(uint32_t bits) { return 31 - static_cast<uint32_t>(__builtin_clz(bits)); }
 #endif
 
