@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpudedup.bench.record import Record, read_records
-from gpudedup.bench.summary import about, host_line, sections_markdown
+from gpudedup.bench.summary import about, has_matplotlib, host_line, sections_markdown, write_pictures
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "performance.md"
@@ -26,15 +26,12 @@ wanted a core in the minute before; where it is above the cores that a case uses
 CPU-seconds tell more.
 """
 
-SIGN_BARS = {
-    ("english", "avx512"): 400,
-    ("english", "avx2"): 250,
-    ("english", "baseline"): 60,
-    ("chinese law", "avx512"): 200,
-}
-"""MB/s, of lanes alone; signing that also keeps hashes has no bar of its own."""
-SHORT_BAR = 4_000_000
-"""70-byte texts a second and core."""
+PREDICTED = HERE / "gpu_model.json"
+PICTURES = OUT.parent / "pictures"
+"""Of the results of `gpudedup bench`, drawn from the same records."""
+
+WHOLE_JOB_BARS = {"mask": 200, "kept": 100}
+"""MB/s of whole jobs on two cores of a current server."""
 
 
 def newest(results: Iterable[Result], suite: str) -> list[Result]:
@@ -68,83 +65,6 @@ def verdict(good: bool) -> str:
     return "holds" if good else "**misses**"
 
 
-def sign(result: Result) -> str:
-    rows = []
-    for case in result["cases"]:
-        bar = None if case["keep_shingles"] else SIGN_BARS.get((case["text"], case["tier"]))
-        rate, judged = case["megabytes_per_second"], None
-        if bar is not None:
-            judged = f"{bar} MB/s: {verdict(rate >= bar)}"
-        elif case["text"] == "70-byte" and case["tier"] == "avx512" and not case["keep_shingles"]:
-            judged = f"4 M documents/s: {verdict(case['documents_per_second'] >= SHORT_BAR)}"
-        rows.append(
-            [
-                case["text"] + (", hashes kept" if case["keep_shingles"] else ""),
-                case["tier"],
-                case["bytes_per_unit"],
-                f"{rate:.0f}",
-                f"{case['megabytes_per_cpu_second']:.0f}",
-                f"{case['million_units_per_second']:.1f}",
-                f"{case['documents_per_second'] / 1e6:.2f}",
-                judged,
-            ]
-        )
-    return (
-        where(result)
-        + "\n"
-        + table("text | tier | bytes a unit | MB/s | MB per CPU-second | M units/s | M documents/s | bar", rows)
-    )
-
-
-def job(result: Result) -> str:
-    rows = []
-    for case in result["cases"]:
-        stages = case["stages"]
-        bar = 200 if case["output"] == "mask" else 100
-        rows.append(
-            [
-                f"{case['mix']}, {case['output']}, memory {case['memory']}",
-                f"{case['text_bytes'] / 1e6:.0f}",
-                case["seconds"],
-                f"**{case['megabytes_per_second']:.0f}**",
-                case["start_seconds"],
-                case["decode_alone_seconds"],
-                *(stages.get(name) for name in ("sign", "match", "verify", "decide", "apply")),
-                case["cpu_seconds"],
-                case["peak_megabytes"],
-                f"{bar} MB/s: {verdict(case['megabytes_per_second'] >= bar)}",
-            ]
-        )
-    head = "job | MB | s | MB/s | start | decode alone | sign (with decode) | match | verify (with second read)"
-    text = "Seconds of wall time, files to finished run directory, all cores; CPU-seconds without start-up.\n\n"
-    return f"{where(result)}\n{text}" + table(head + " | decide | apply | CPU s | peak MB | bar", rows)
-
-
-def match(result: Result) -> str:
-    rows = []
-    for case in result["cases"]:
-        stages, peak = case["stages"], max(case["peak_megabytes"].values())
-        seconds = sum(stages.values())
-        good = verdict(seconds <= 60 and peak <= 4000)
-        rows.append(
-            [
-                f"{case['documents'] / 1e6:g} M, memory {case['memory']}",
-                *(stages[name] for name in ("load", "match", "verify", "decide")),
-                f"**{seconds:.1f}**",
-                case["cpu_seconds"],
-                peak,
-                round(sum(case["disk_megabytes"].values())),
-                f"{case['compared_pairs'] / 1e6:.1f} M",
-                f"60 s, 4000 MB: {good}",
-            ]
-        )
-    head = (
-        "documents | load | match | verify by signature | decide | s | CPU s | peak MB | disk MB | pairs compared | bar"
-    )
-    text = "Generated signatures of 128 lanes in a run directory, a tenth of the documents in clusters.\n\n"
-    return f"{where(result)}\n{text}" + table(head, rows)
-
-
 GROWTH = {
     "bench_cluster_of_near_copies": ("10^4 near-copies of one document / 10^4 unrelated ones", 3.0),
     "bench_just_below_threshold": ("10^4 documents of mutual J = 0.75 at t = 0.8 / 10^4 unrelated ones", 30.0),
@@ -167,40 +87,6 @@ def growth(result: Result) -> str:
     return f"{where(result)}\n{text}" + table("case | CPU s | base CPU s | longest bucket | ratio | bar", rows)
 
 
-def memory(result: Result) -> str:
-    rows = []
-    for case in result["cases"]:
-        if "peak_over_text" in case:
-            good = verdict(case["peak_over_text"] <= 3)
-            rows.append(
-                [
-                    "one document of 1 GB",
-                    case["peak_megabytes"],
-                    f"{case['peak_over_text']} times its text",
-                    f"3: {good}",
-                ]
-            )
-            continue
-        if "stream_peak_megabytes" in case:
-            for number, peak in case["stream_peak_megabytes"].items():
-                rows.append([f'Deduplicator, memory="{case["memory"]}", {number} documents', peak, None, None])
-            more = case["bytes_per_document"]
-            judged = f"400: {verdict(more <= 400)}"
-            rows.append(["growth of a Deduplicator at 18 bands", None, f"{more} bytes a document", judged])
-            continue
-        for size, peak in case["peak_megabytes"].items():
-            what = f'{int(size) / 1000:.0f} GB of text, memory="{case["memory"]}", {case["documents"][size]} documents'
-            rows.append([what, peak, None, f"1 GB: {verdict(peak <= 1000)}"])
-        more = case["bytes_per_document"]
-        if more is not None:
-            rows.append(["growth", None, f"{more} bytes a document", f"600: {verdict(more <= 600)}"])
-    return (
-        where(result)
-        + "\nThe largest RssAnon + RssShmem of the process, looked at every 2 ms.\n\n"
-        + table("case | peak MB | | bar", rows)
-    )
-
-
 def start(result: Result) -> str:
     rows = []
     for case in result["cases"]:
@@ -213,50 +99,23 @@ def start(result: Result) -> str:
     return where(result) + "\n" + table("what | median s | least s | bar", rows)
 
 
-def peers(result: Result) -> str:
-    rows = []
-    for case in result["cases"]:
-        if "error" in case:
-            rows.append([f"{case['case']} {case.get('version', '')}", *[None] * 7, f"did not run: {case['error']}"])
-            continue
-        rows.append(
-            [
-                f"{case['case']} {case['version']}",
-                f"{case['text_bytes'] / 1e6:.0f}",
-                case["seconds"],
-                f"**{case['megabytes_per_second']:.1f}**",
-                f"{case['text_bytes'] / case['cpu_seconds'] / 1e6:.1f}",
-                case["precision"],
-                case["recall"],
-                case["f1"],
-                case["settings"],
-            ]
-        )
-    rates = {case["case"]: case["megabytes_per_second"] for case in result["cases"] if "megabytes_per_second" in case}
-    ours = rates.pop("gpudedup", None)
-    corpus = result["corpus"]
+def predicted(found: dict[str, Any]) -> str:
+    """What `gpu_model.py` made of the kernels' machine code."""
+    texts = found["seconds_per_byte"]
+    kernels = [kernel for kernel in next(iter(texts.values())) if kernel != "all"]
+    rows = [[f"`{kernel}`", *(f"{seconds[kernel] * 1e12:.2f}" for seconds in texts.values())] for kernel in kernels]
+    rows.append(["all, one after another", *(f"{seconds['all'] * 1e12:.2f}" for seconds in texts.values())])
+    rows.append(["at most, GB/s", *(f"**{1e-9 / seconds['all']:.0f}**" for seconds in texts.values())])
     text = (
-        f"{where(result)}\nCorpus: {corpus['mix']}, {corpus['documents']} documents. Same text, word 5-shingles, "
-        "K = 128, t = 0.8, all cores, from Parquet to the ids that stay, start-up included; slow peers get a part. "
-        f"Quality on {result['quality_documents']} documents, of which an exact decision removes "
-        f"{result['exact_removals']}.\n\n"
+        "**Nothing of this was measured: no GPU was at hand.** Picoseconds a byte of text that each kernel takes at\n"
+        "least, by the instructions that its machine code for sm_90 executes on samples, and an H200's rates,\n"
+        "without stalls, cache misses and launches (`benchmarks/gpu_model.py`; [gpu.md](gpu.md) says how).\n\n"
     )
-    text += table("peer | MB | s | MB/s | MB per CPU-second | precision | recall | F1 | how", rows)
-    if ours and rates:
-        best = max(rates, key=lambda name: rates[name])
-        bar = 10 if result["corpus"]["mix"] == "mixed" else 8
-        ratio = ours / rates[best]
-        text += f"\n{ratio:.1f} times the fastest peer here, {best} (bar {bar}: {verdict(ratio >= bar)}).\n"
-    return text
+    return text + table(" | ".join(["kernel", *texts]), rows)
 
 
 SECTIONS = {
-    "sign": ("Signing, one core", sign),
-    "job": ("The whole job", job),
-    "match": ("From signatures to decisions", match),
-    "peers": ("Peers", peers),
     "growth": ("Growth", growth),
-    "memory": ("Memory", memory),
     "import": ("Start-up", start),
 }
 
@@ -282,6 +141,9 @@ def bench(records: Sequence[Record]) -> str:
 def bars(records: Sequence[Record]) -> Iterator[tuple[str, str, str, bool]]:
     """(what, its figure, the bar, whether it holds) of what was measured."""
     for record in records:
+        if record.suite == "end-to-end" and (rate := record.figures.get("text_megabytes_per_second")) is not None:
+            bar = WHOLE_JOB_BARS[str(record.parameters["output"])]
+            yield f"whole job, {record.case}", f"{rate:.0f} MB/s", f"{bar} MB/s", rate >= bar
         for name, what in (("slope", "1x to 64x"), ("upper_slope", "8x to 64x")):
             if name in record.figures:
                 slope = record.figures[name]
@@ -318,13 +180,19 @@ def bars(records: Sequence[Record]) -> Iterator[tuple[str, str, str, bool]]:
 def render(folder: Path, notes: str) -> str:
     results: list[Result] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     parts = [HEAD, *(f"## gpudedup bench\n\n{bench(records)}" for records in newest_bench(folder))]
+    parts += [f"![{path.stem}](pictures/{path.name})\n" for path in sorted(PICTURES.glob("*.svg"))]
     for suite, (title, show) in SECTIONS.items():
         if found := newest(results, suite):
             parts.append(f"## {title}\n\n" + "\n".join(show(result) for result in found))
+    parts.append(f"## On an H200, by arithmetic\n\n{predicted(json.loads(PREDICTED.read_text()))}")
     return "\n".join([*parts, notes.strip() + "\n"])
 
 
 def main() -> None:
+    if has_matplotlib():
+        PICTURES.mkdir(exist_ok=True)
+        for records in newest_bench(HERE / "results"):
+            write_pictures(PICTURES, records, kinds=("svg",))
     OUT.write_text(render(HERE / "results", (HERE / "notes.md").read_text()))
 
 

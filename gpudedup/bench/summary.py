@@ -260,7 +260,11 @@ def has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def write_pictures(folder: Path, records: Sequence[Record]) -> list[str]:
+KINDS: dict[str, dict[str, Any]] = {"svg": {"metadata": {"Date": None}}, "png": {"dpi": 150}}
+"""Of pictures, and how each is written."""
+
+
+def write_pictures(folder: Path, records: Sequence[Record], kinds: Sequence[str] = tuple(KINDS)) -> list[str]:
     """SVG and PNG of all that the records have figures for; the names of the SVG files. Raises OutputError."""
     import matplotlib
 
@@ -279,9 +283,9 @@ def write_pictures(folder: Path, records: Sequence[Record]) -> list[str]:
         figure = Figure(figsize=(7, 4.2))
         if not draw(figure.add_subplot(), records):
             continue
-        for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 150})):
+        for kind in kinds:
             drawn = io.BytesIO()
-            figure.savefig(drawn, format=kind, **options)
+            figure.savefig(drawn, format=kind, **KINDS[kind])
             with atomic_file(folder / f"{name}.{kind}") as file:
                 file.write_bytes(drawn.getvalue())
         names.append(f"{name}.svg")
