@@ -7,7 +7,7 @@ bool.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ GROUP = 8
 
 BATCH_BYTES = 4 << 20
 """Smaller batches are joined up to this: each takes some kB in a file, and tens of kB of memory when it is read."""
+
+
+FACTS = ["content", "units", "damaged"]
+"""The columns beside the lanes."""
 
 
 def schema(num_perm: int) -> pa.Schema:
@@ -114,10 +118,12 @@ def row_writer(file: HashedFile, kinds: pa.Schema) -> Iterator[RowWriter]:
         rows.flush()
 
 
-def read_batches(path: Path, kinds: pa.Schema | None = None) -> list[pa.RecordBatch]:
-    """The batches of an IPC file of a run, memory-mapped. Raises ArtefactError, for other columns too."""
+def read_batches(path: Path, kinds: pa.Schema | None = None, *, in_parts: bool = False) -> list[pa.RecordBatch]:
+    """The batches of an IPC file of a run, memory-mapped; with ``in_parts`` what is used of them must be fetched.
+    Raises ArtefactError, for other columns too.
+    """
     try:
-        with pa.BufferReader(mapped(path)) as source:
+        with pa.BufferReader(mapped(path)) if in_parts else pa.memory_map(str(path)) as source:
             file = pa.ipc.open_file(source)
             if kinds is not None and not file.schema.equals(kinds):
                 raise ArtefactError(f"{path} has other columns than a run writes: {file.schema.names}")
@@ -155,7 +161,7 @@ class SignatureFile:
 
     def __init__(self, path: Path, num_perm: int) -> None:
         self.path = path
-        self._batches = read_batches(path, schema(num_perm))
+        self._batches = read_batches(path, schema(num_perm), in_parts=True)
         self._width = len(_groups(num_perm))
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
@@ -183,10 +189,9 @@ def place_of(array: npt.NDArray[Any]) -> Place:
     return array.__array_interface__["data"][0], array.nbytes
 
 
-def facts_of(batch: pa.RecordBatch) -> list[Place]:
-    """Where all but the lanes of a batch is."""
-    columns = [batch.column(name) for name in ("content", "units", "damaged")]
-    return [(buffer.address, buffer.size) for column in columns for buffer in column.buffers() if buffer is not None]
+def places_of(columns: Iterable[pa.Array]) -> list[Place]:
+    """Where the buffers of columns are: of a slice all that it is a slice of."""
+    return [(each.address, each.size) for column in columns for each in column.buffers() if each is not None]
 
 
 def content_of(batch: pa.RecordBatch) -> U64:
