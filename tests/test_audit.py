@@ -214,10 +214,7 @@ def test_damaged_files(made: Any, name: str, output: str, damage: str) -> None:
                 continue
             place = whole.index(b'"sign": ') + len(b'"sign": 0.')
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(
-                ArtefactError,
-                match=r"manifest.json is not what was written: .*delete it and give the command that began the run again",
-            ):
+            with pytest.raises(ArtefactError, match=r"manifest.json is not what was written: .*delete it and give the"):
                 gpudedup.Run.open(run.path)
             path.write_bytes(whole)
             continue
