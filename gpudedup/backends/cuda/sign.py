@@ -242,8 +242,8 @@ class Signer:
             )
 
     def _padded(self, size: int) -> int:
-        """Text is read READ_BYTES at a time, and a word after its last byte."""
-        return size if self._unit == "tokens" else (size // READ_BYTES + 1) * READ_BYTES
+        """Text is read READ_BYTES at a time, and a word after the one that has its last byte."""
+        return size if self._unit == "tokens" else -(-(size + 8) // READ_BYTES) * READ_BYTES
 
     def _cost(self, piece: _Piece) -> int:
         return max(piece.size * self._width, piece.count * self._document_bytes)
