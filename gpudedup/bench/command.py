@@ -180,12 +180,12 @@ def _run(
         with progress.shown():
             for record in run_suite(name, order):
                 own.append(record)
+                records.append(record)
+                if out is not None:
+                    write_records(out / "results.jsonl", records)  # what is stopped leaves what it has measured
                 if as_json:
                     with progress.aside():
                         print(to_line(record), flush=True)
-        records += own
-        if out is not None:
-            write_records(out / "results.jsonl", records)
         if not as_json:
             for one in sections(own):
                 _show_section(shown, one)

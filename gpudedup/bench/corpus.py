@@ -34,7 +34,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpudedup.bench.noise import F64, I32, I64, U64, fraction, mix, noise, stream
+from gpudedup.backends.base import I32, I64, U64
+from gpudedup.bench.noise import F64, fraction, mix, noise, stream
 from gpudedup.bench.words import DRAW_BITS, MIXES, NUMBERS, SITES, Pool, load_pool
 from gpudedup.machine import worker_count
 

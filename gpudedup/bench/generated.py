@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import U32, SignedBatch
-from gpudedup.bench.noise import F64, I64, U64, fraction, mix, noise
+from gpudedup.backends.base import I64, U32, U64, SignedBatch
+from gpudedup.bench.noise import F64, fraction, mix, noise
 from gpudedup.engines.corpus import TASK_BYTES
 from gpudedup.engines.durable import DurableRun
 from gpudedup.engines.local import silent

@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gpudedup.bench.truth import I64, Pairs, exact_decision
+from gpudedup.backends.base import I64
+from gpudedup.bench.noise import F64
+from gpudedup.bench.truth import Pairs, exact_decision
 from gpudedup.params import Banding
 
-F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 BIN = 0.02

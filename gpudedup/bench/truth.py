@@ -17,14 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from gpudedup.backends.base import I32, I64, U32
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.errors import InputError
 from gpudedup.params import PPM, Params
-
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-U32 = npt.NDArray[np.uint32]
-U64 = npt.NDArray[np.uint64]
 
 MAX_PAIRS = 50_000_000
 """More similar pairs are refused: they take 16 bytes each, and copies of one text make the square of their number."""

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gpudedup.bench.noise import F64, I32, I64, U64, noise
+from gpudedup.backends.base import I32, I64, U64
+from gpudedup.bench.noise import F64, noise
 
 WORDS = Path(__file__).resolve().parent / "words.parquet"
 """language, word, count; tools/make_words.py says what of."""

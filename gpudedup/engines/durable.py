@@ -402,16 +402,19 @@ class DurableRun:
         if before is None:
             self._write_manifest("")
             return
-        sizes = (mark.size_bytes for mark in self.corpus.marks)
-        same = is_same(
-            before,
-            self.params,
-            files=zip(self.corpus.names, self.corpus.task.tolist(), sizes, strict=True),
-            output=self.directory.output,
-            types=self._types,
-            against=self.earlier.entries(),
-        )
-        if before.results != self.lineage.of_results if before.state == "complete" else not same:
+        if before.state == "complete":
+            fits = before.results == self.lineage.of_results
+        else:
+            sizes = (mark.size_bytes for mark in self.corpus.marks)
+            fits = is_same(
+                before,
+                self.params,
+                files=zip(self.corpus.names, self.corpus.task.tolist(), sizes, strict=True),
+                output=self.directory.output,
+                types=self._types,
+                against=self.earlier.entries(),
+            )
+        if not fits:
             self._write_manifest(before.results)
 
     def _clear_results(self) -> None:

@@ -114,12 +114,9 @@ class Lineage:
             return self._matched
         p = self._params
         ranked_or_scoped = [name for name in (parse_keep(p.keep).column, p.within, p.across) if name is not None]
-        contents = [self._content(task) for task in sorted(self._files)]
+        signed = [(self.digest("sign", task), self._content(task)) for task in sorted(self._files)]
         found = digest(
-            sign=[
-                (self.digest("sign", task), content)
-                for task, content in zip(sorted(self._files), contents, strict=True)
-            ],
+            sign=signed,
             order=self._names,
             columns=self._typed(ranked_or_scoped),
             keep=p.keep,
@@ -130,7 +127,7 @@ class Lineage:
             window=p.bucket_window,
             task_keys=TASK_KEYS,
         )
-        if all(contents):
+        if all(content for _, content in signed):
             self._matched = found
         return found
 

@@ -78,7 +78,7 @@ def stored_batches(stored: SignedFiles) -> Iterator[tuple[files.SignatureFile, p
     """The signatures of all rows in input order, batch by batch, memory-mapped. Raises as ``load_signed``."""
     for signatures, _, first, last in _Opened(stored).spans():
         for batch in signatures.parts(first, last):
-            fetch(files.places_of(batch.columns))
+            fetch(map(files.place_of, signatures.lanes(batch)))
             yield signatures, batch
 
 
@@ -90,7 +90,6 @@ def load_signed(stored: SignedFiles, backend: Backend, cache: ShingleCache) -> S
     tables: list[pa.Table] = []
     for signatures, table, first, last in opened.spans():
         for batch in signatures.parts(first, last):
-            fetch(files.places_of(batch.select(files.FACTS).columns))
             batches.append(batch)
             lanes.append(signatures.lanes(batch))
         if table is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -47,7 +48,7 @@ def fetch(places: Iterable[Place]) -> None:
 
 def fetched(parts: Iterable[tuple[Part, Sequence[Place]]]) -> Iterator[Part]:
     """Parts with the places that will be read of them, each given when ``AHEAD_BYTES`` after it were asked for."""
-    waiting: list[tuple[Part, int]] = []
+    waiting: deque[tuple[Part, int]] = deque()
     ahead = 0
     for part, places in parts:
         fetch(places)
@@ -55,7 +56,7 @@ def fetched(parts: Iterable[tuple[Part, Sequence[Place]]]) -> Iterator[Part]:
         waiting.append((part, size_bytes))
         ahead += size_bytes
         while ahead - waiting[0][1] >= AHEAD_BYTES:
-            first, size_bytes = waiting.pop(0)
+            first, size_bytes = waiting.popleft()
             ahead -= size_bytes
             yield first
     for part, _ in waiting:

@@ -49,7 +49,7 @@ PEERS = (
     Peer("rensa", "rensa", "rensa_peer"),
     Peer("rensa, all cores", "rensa", "rensa_all_cores_peer", environment="rensa"),
     Peer("gaoya", "gaoya", "gaoya_peer", own_words=True),
-    Peer("gaoya, same shingles", "gaoya", "gaoya_same_shingles_peer", environment="gaoya"),
+    Peer("gaoya, same shingles", "gaoya", "gaoya_same_shingles_peer", environment="gaoya", slow=True),
     Peer("fastsketchlsh", "fastsketchlsh", "fastsketchlsh_peer"),
     Peer("datasketch", "datasketch", "datasketch_peer", beside=("xxhash",), slow=True),
     Peer("text-dedup", "text-dedup", "text_dedup_peer", slow=True, own_words=True),

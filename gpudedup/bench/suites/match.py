@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.ipc
 import xxhash
 
+from gpudedup.backends.base import I64
 from gpudedup.bench.generated import STAGES, Generated, go_on, opened, sign
 from gpudedup.bench.measure import Measured, Work, measure
-from gpudedup.bench.noise import I64
 from gpudedup.bench.record import Record
 from gpudedup.bench.suites import Order, recorded
 from gpudedup.errors import BenchmarkError

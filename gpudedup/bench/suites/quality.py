@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import gpudedup
-from gpudedup.backends.base import ToSign
+from gpudedup.backends.base import I64, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.bench.devices import Device
 from gpudedup.bench.inputs import Inputs, made, text_bytes
@@ -35,7 +35,7 @@ from gpudedup.bench.quality import (
 )
 from gpudedup.bench.record import Record, Text, new_record
 from gpudedup.bench.suites import Order
-from gpudedup.bench.truth import I64, Pairs, shingle_sets, similar_pairs
+from gpudedup.bench.truth import Pairs, shingle_sets, similar_pairs
 from gpudedup.bench.words import MIXES
 from gpudedup.errors import BenchmarkError, InputError
 from gpudedup.io import open_paths

@@ -8,8 +8,21 @@ only what is new took longer, as did smaller batches; of the containers, smallve
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import peer
 from gaoya.minhash import MinHashStringIndex
+
+
+def first_of_kind(index: MinHashStringIndex, ids: list[int], found: Iterable[Iterable[int]]) -> list[int]:
+    """Of these documents those without an earlier copy that stays; the others are taken out of the index."""
+    gone: set[int] = set()
+    for i, hits in zip(ids, found, strict=True):
+        if any(other < i and other not in gone for other in hits):
+            gone.add(i)
+    for i in gone:
+        index.remove(i)
+    return [i for i in ids if i not in gone]
 
 
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
@@ -20,13 +33,7 @@ def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list
             ids, texts = peer.read_group(place)
         with peer.Clock(seconds, "sign_match"):
             index.par_bulk_insert_docs(ids, texts)
-            gone: set[int] = set()
-            for i, hits in zip(ids, index.par_bulk_query(texts), strict=True):
-                if any(other < i and other not in gone for other in hits):
-                    gone.add(i)
-            for i in gone:
-                index.remove(i)
-            kept += [i for i in ids if i not in gone]
+            kept += first_of_kind(index, ids, index.par_bulk_query(texts))
     return kept, f"words cut at blanks only, {peer.BANDS} bands of {peer.ROWS}, native threads, estimate checked"
 
 

@@ -5,6 +5,7 @@ Tokens go to its native index, as MinHashStringIndex hands them on where an anal
 
 from __future__ import annotations
 
+import gaoya_peer
 import peer
 from gaoya.minhash import MinHashStringIndex
 
@@ -20,13 +21,7 @@ def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list
             tokens = list(map(peer.shingles, texts))
         with peer.Clock(seconds, "sign_match"):
             native.bulk_insert_tokens(ids, tokens)
-            gone: set[int] = set()
-            for i, hits in zip(ids, native.par_bulk_query_tokens(tokens), strict=True):
-                if any(other < i and other not in gone for other in hits):
-                    gone.add(i)
-            for i in gone:
-                index.remove(i)
-            kept += [i for i in ids if i not in gone]
+            kept += gaoya_peer.first_of_kind(index, ids, native.par_bulk_query_tokens(tokens))
     return kept, f"{peer.BANDS} bands of {peer.ROWS}, shingles in one process, native threads, estimate checked"
 
 
