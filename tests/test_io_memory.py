@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -238,8 +240,20 @@ def test_failing_stream_leaves_nothing(tmp_path):
 
 
 def test_spool_without_a_place(tmp_path):
-    with pytest.raises(OutputError, match=r"cannot write .*missing/spool.arrow: .*No such file"):
+    with pytest.raises(OutputError, match=r"cannot write .*missing: .*No such file"):
         source(big_batches(), memory_bytes=64_000_000, tmp=str(tmp_path / "missing"))
+
+
+def test_spool_of_a_killed_process_is_deleted_by_the_next(tmp_path):
+    killed = "import os, sys, pyarrow as pa; from gpudedup.io.memory import Spool; "
+    killed += "spool = Spool(pa.schema([]), sys.argv[1]); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path)]).returncode == -9
+    [left] = tmp_path.iterdir()
+    assert left.name.startswith("gpudedup-spool-")
+    opened = source(big_batches(), memory_bytes=64_000_000, tmp=str(tmp_path))
+    assert not left.exists()
+    opened.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_kept_is_parquet(tmp_path):

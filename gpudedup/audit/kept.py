@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from gpudedup.io.paths import FORMATS, suffix_of
 from gpudedup.io.source import DocumentFiles, FileShard, RowFile, Source
 from gpudedup.params import Params
 from gpudedup.store.manifest import OutputEntry
+from gpudedup.store.scratch import ScratchDirectory
 
 if TYPE_CHECKING:
     from gpudedup.api import Run
@@ -177,8 +177,8 @@ def _equal_bits(one: pa.Array, other: pa.Array) -> bool:
 
 def _first_other_byte(shard: FileShard, keep: Bools, path: Path, compression: str | None, params: Params) -> str | None:
     """Where a kept file of lines first differs from what its shard writes, decompressed; None if nowhere."""
-    with tempfile.TemporaryDirectory(prefix="gpudedup-", dir=Budget.of(params).tmp) as folder:
-        again = Path(folder) / path.name
+    with ScratchDirectory("gpudedup-audit-", Budget.of(params).tmp) as scratch:
+        again = scratch.path / path.name
         shard.write_kept(keep, again)
         try:
             with (

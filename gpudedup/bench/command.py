@@ -99,8 +99,6 @@ def bench(
     """Measure this machine: signing, matching, whole jobs, scaling, memory, quality; every result checked first."""
     if context.invoked_subcommand is not None:
         return
-    import tempfile
-
     from gpudedup.bench.devices import present_devices
     from gpudedup.bench.record import read_records
     from gpudedup.bench.suites import SUITES, Order
@@ -108,6 +106,7 @@ def bench(
     from gpudedup.errors import ParameterError
     from gpudedup.machine import worker_count
     from gpudedup.params import parse_bytes
+    from gpudedup.store.scratch import ScratchDirectory
 
     for name in suite or ():
         if name not in SUITES:
@@ -123,9 +122,9 @@ def bench(
     if out is not None:
         _make_folder(out)
     progress = _Progress()
-    with tempfile.TemporaryDirectory(prefix="gpudedup-bench-") as folder:
+    with ScratchDirectory("gpudedup-bench-", None) as scratch:
         order = Order(
-            folder=Path(folder),
+            folder=scratch.path,
             devices=devices,
             text_bytes=text_bytes,
             mix=mix,

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bo
 from gpudedup.io.source import Batch, Skipped
 from gpudedup.io.tables import column_of
 from gpudedup.store.atomic import open_output, output_errors
+from gpudedup.store.scratch import ScratchDirectory
 from gpudedup.store.stopping import checkpoint
 
 HELD_SHARE = 8
@@ -78,11 +77,10 @@ class Spool:
 
     def __init__(self, schema: pa.Schema, tmp: str | None) -> None:
         self.schema = schema
-        with output_errors(Path(tmp or tempfile.gettempdir()) / "spool.arrow"):
-            self._folder = Path(tempfile.mkdtemp(prefix="gpudedup-", dir=tmp))
+        self._scratch = ScratchDirectory("gpudedup-spool-", tmp)
         # Also without close(): when nobody holds the spool any more, and when the interpreter ends.
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._path = self._folder / "spool.arrow"
+        weakref.finalize(self, self._scratch.close)
+        self._path = self._scratch.path / "spool.arrow"
         self._ends = [0]
         self._row_counts: list[int] = []
 
@@ -122,7 +120,7 @@ class Spool:
 
     def close(self) -> None:
         """Delete the file."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
 
 class MemoryShard:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +40,7 @@ from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, Fingerprint
 from gpudedup.io.tables import TableSource
 from gpudedup.store.atomic import open_output, output_errors
+from gpudedup.store.scratch import ScratchDirectory
 from gpudedup.store.stopping import checkpoint
 
 LIMIT_BYTES = 2 * TARGET_BYTES
@@ -212,8 +212,8 @@ class ParquetShard:
                 held_bytes += batch_bytes(batch)
                 if held_bytes > self._memory_bytes // SPILL_SHARE:
                     if spill is None:
-                        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="gpudedup-", dir=self._tmp))
-                        file_name = str(Path(directory) / "row-group.arrow")
+                        scratch = stack.enter_context(ScratchDirectory("gpudedup-rows-", self._tmp))
+                        file_name = str(scratch.path / "row-group.arrow")
                         spill = stack.enter_context(pa.ipc.new_stream(file_name, schema))
                     for waiting in held:
                         spill.write_batch(waiting)

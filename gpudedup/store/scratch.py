@@ -15,14 +15,16 @@ from pathlib import Path
 from gpudedup.store.atomic import TEMPORARY, output_errors
 
 
-class ScratchDirectory:
-    """A new directory in ``parent``, whose name begins with ``prefix``; close it, and it is deleted with all that is in
-    it. The system drops its lock when the process ends, however it ends.
+class ScratchDirectory(contextlib.AbstractContextManager["ScratchDirectory"]):
+    """A new directory in ``parent`` (if None, where the system has its temporary files), whose name begins with
+    ``prefix``; close it, and it is deleted with all that is in it. The system drops its lock when the process ends,
+    however it ends.
 
     Raises OutputError if it cannot be made.
     """
 
-    def __init__(self, prefix: str, parent: str) -> None:
+    def __init__(self, prefix: str, parent: str | None) -> None:
+        parent = parent or tempfile.gettempdir()
         # Of this machine only: on a network file system the locks of others are not always seen.
         prefix += re.sub(r"[^\w.-]", "_", socket.gethostname()) + "-"
         self.path = Path(parent) / f"{prefix}{uuid.uuid4().hex}"
@@ -33,6 +35,9 @@ class ScratchDirectory:
             with contextlib.suppress(OSError):  # no locks on this file system: nobody deletes anything there
                 fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rename(unnamed, self.path)  # only now, so that none of this name is ever without its lock
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
