@@ -61,7 +61,7 @@ BUDGETS = {
     "mark_distinct": Budget(16),
     "place_sets": Budget(16),
     # Of decide.cu.
-    "advance_lanes": Budget(48, wants=(r"\bVOTE",)),
+    "advance_lanes": Budget(56, wants=(r"\bVOTE",)),
     "advance_sets": Budget(48, wants=(r"\bVOTE",)),
     "advance_unverified": Budget(40),
     "count_compared": Budget(40),

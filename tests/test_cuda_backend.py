@@ -91,15 +91,16 @@ def answer(data: Any, **options: Any) -> tuple[Any, ...]:
     return rows_of(result.removed), rows_of(result.at(0.8).removed), result.summary().compared_pairs
 
 
-def test_the_same_work_as_the_cpu(use: Any) -> None:
+@pytest.mark.parametrize(("verify", "brought"), [("exact", "sets"), ("signature", "lanes")])
+def test_the_same_work_as_the_cpu(use: Any, verify: str, brought: str) -> None:
     """Equal removals at both thresholds, and equal numbers of comparisons: neither backend looks at more pairs."""
-    table = corpus()
-    on_cpu = answer(table, **OPTIONS)
+    table, options = corpus(), {**OPTIONS, "verify": verify}
+    on_cpu = answer(table, **options)
     assert on_cpu[0]
     devices = use(EmulatedDevice)
-    assert answer(table, **OPTIONS) == on_cpu
+    assert answer(table, **options) == on_cpu
     assert devices[0].counters.launches > 10
-    assert set(devices[0].ranges) == {"sign", "signed", "match", "sets", "verify"}
+    assert set(devices[0].ranges) == {"sign", "signed", "match", brought, "verify"}
 
 
 @pytest.mark.parametrize("verify", ["exact", "signature", "none"])
@@ -201,7 +202,7 @@ def test_batches_of_every_kind_in_a_row() -> None:
 
 
 @pytest.mark.parametrize("fixed", [0, 40, 150])
-@pytest.mark.parametrize("room", [1 << 26, 20_000, 8_000, 0])
+@pytest.mark.parametrize("room", [1 << 26, 60_000, 30_000, 20_000, 8_000, 0])
 def test_signatures_in_groups_of_lanes(fixed: int, room: int) -> None:
     """From columns of lanes to removals, by the words of the specification; also where the device has little room."""
     count, num_perm, window = 150, 20, 3
@@ -221,8 +222,10 @@ def test_signatures_in_groups_of_lanes(fixed: int, room: int) -> None:
         assert keys.tolist() == [reference.band_keys(row, 4, 5, 0)[band] for row in lanes.tolist()]
         bands.append(backend.band(keys, documents, memory_bytes=1 << 20))
     buckets = backend.buckets(bands, count, None, None, fixed=fixed, memory_bytes=1 << 20, directory="/")
+    numbers = np.arange(count, dtype=np.uint32)
+    gathered = backend.gather_lanes(iter(batches), numbers, memory_bytes=1 << 20, directory="/")
     decision = backend.verify(
-        buckets, threshold_ppm=700_000, sets=None, lanes=batches, documents=documents, leader=None, prior=None
+        buckets, threshold_ppm=700_000, sets=None, lanes=gathered, documents=documents, leader=None, prior=None
     )
     ranked = lanes[documents]
     of_band = [[tuple(row[5 * band : 5 * band + 5]) for row in ranked.tolist()] for band in range(4)]

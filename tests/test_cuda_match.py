@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from gpudedup import _cpu
 from gpudedup.backends.base import Band
 from gpudedup.backends.cuda import upload
 from gpudedup.backends.cuda import verify as rounds
+from gpudedup.backends.cuda.device import sent
+from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.upload import Uploader
@@ -401,11 +403,91 @@ def test_large_sets_are_compared_by_the_whole_device(
         assert [array.tolist() for array in decision.arrays()] == list(expected)
 
 
+def in_groups(lanes: np.ndarray, width: int) -> list[np.ndarray]:
+    """As a run directory has them in columns, or as one array."""
+    return [lanes[:, first : first + width].copy() for first in range(0, lanes.shape[1], width)]
+
+
+def lanes_of(
+    device: EmulatedDevice, lanes: Iterable[list[np.ndarray]], numbers: np.ndarray, num_perm: int, workers: int = 1
+) -> DeviceLanes:
+    uploader = Uploader(device, device.stream(), workers=workers)
+    more: Any = {"memory_bytes": 1 << 30, "directory": "/", "workers": workers}
+    return DeviceLanes(uploader, lanes, numbers, num_perm, **more)
+
+
+@pytest.mark.parametrize("num_perm", [1, 8, 20, 64, 128, 130, 300])
+@pytest.mark.parametrize(("segment", "workers"), [(1 << 24, 1), (1 << 24, 3), (4096, 2)])
+def test_lanes_lie_in_groups_of_eight(
+    num_perm: int, segment: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the widths of batches, and however they are cut on their way; on the host again as they were."""
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", segment)
+    draw = np.random.default_rng(num_perm)
+    lanes = draw.integers(0, 2**32, (230, num_perm), dtype=np.uint32)
+    batches = [in_groups(lanes[:90], 8), in_groups(lanes[90:91], 8), in_groups(lanes[91:91], 8)]
+    batches += [[lanes[91:160]], in_groups(lanes[160:], 16)]
+    for chosen in (np.arange(230), np.flatnonzero(draw.random(230) < 0.3), np.array([229]), np.zeros(0)):
+        numbers = chosen.astype(np.uint32)
+        device = EmulatedDevice(timing="random")
+        found = lanes_of(device, iter(batches), numbers, num_perm, workers)
+        assert len(found) == len(numbers)
+        on_host = found.on_host()
+        np.testing.assert_array_equal(on_host[: len(numbers)], lanes[numbers])
+        on_device = np.zeros(found.values.size, np.uint32)
+        stream = device.stream()
+        device.download(found.values, on_device, stream)
+        stream.synchronize()
+        expected = [lanes[numbers, first : first + 8].reshape(-1) for first in range(0, num_perm, 8)]
+        assert on_device.tolist() == [value for group in expected for value in group.tolist()]
+        device.check()
+
+
+def test_groups_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="not 5"):
+        lanes_of(EmulatedDevice(), [in_groups(np.zeros((3, 20), np.uint32), 5)], np.arange(3, dtype=np.uint32), 20)
+
+
+def test_lanes_go_up_without_a_wait_and_none_goes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four segments of 32 documents: one copy for each group of eight lanes and segment, and no memory but the lanes
+    themselves and the pinned ring. From the fifth on, one wait for the oldest."""
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", 32 * 4 * 64)
+    lanes = np.arange(400 * 64, dtype=np.uint32).reshape(400, 64)
+    for segments, waits in ((4, 0), (9, 5)):
+        count = 32 * segments
+        device = EmulatedDevice()
+        lanes_of(
+            device, [in_groups(part, 8) for part in np.array_split(lanes, 7)], np.arange(count, dtype=np.uint32), 64
+        )
+        asked = device.counters
+        assert (asked.synchronisations, asked.allocations, asked.host_allocations) == (waits, 1, 4)
+        assert (asked.uploads, asked.bytes_up, asked.bytes_down) == (8 * segments, 4 * 64 * count, 0)
+
+
+def test_no_room_for_lanes_is_known_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They can be read once: on the device or on the host."""
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", 4 * 64)
+
+    def unread() -> Iterator[list[np.ndarray]]:
+        raise AssertionError("lanes were read")
+        yield
+
+    faults = [Faults(allocation=1), *(Faults(host_allocation=number) for number in (1, 2, 3, 4))]
+    for fault in faults:
+        with pytest.raises(DeviceMemoryError):
+            lanes_of(EmulatedDevice(faults=fault), unread(), np.arange(40, dtype=np.uint32), 8)
+
+
 @pytest.mark.parametrize("order", ORDERS)
-def test_removals_by_lanes_and_unverified(order: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_perm", [1, 40, 128, 131, 300])
+def test_removals_by_lanes_and_unverified(order: Any, num_perm: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "FIRST_BLOCK", 16)
     draw = np.random.default_rng(5)
-    lanes = draw.integers(0, 3, (120, 40)).astype(np.uint32)
+    lanes = draw.integers(0, 3, (120, num_perm)).astype(np.uint32)
+    near = draw.integers(0, 20, 120)
+    lanes[near < 10] = lanes[near[near < 10]]  # and some are alike but for a few of their last lanes
+    last = lanes[:, -num_perm // 3 :]
+    last[...] = np.where(draw.random(last.shape) < draw.random(120)[:, None] - 0.4, 7 + last, last)
     keys = random_keys(120, 3, 9, seed=1)
     documents = draw.permutation(120).astype(np.uint32)[:100]
     device = EmulatedDevice(order=order, timing="random")
@@ -413,15 +495,16 @@ def test_removals_by_lanes_and_unverified(order: Any, monkeypatch: pytest.Monkey
     buckets = buckets_of(device, stream, keys, documents, window=4)
     ranked = [[band[d] for d in documents.tolist()] for band in keys.tolist()]
     candidates = reference_pairs(ranked, 4, lambda a, b: True)
-    on_device = device.alloc(lanes.size, np.uint32), device.alloc(100, np.uint32)
-    device.upload(lanes.reshape(-1), on_device[0], stream)
-    device.upload(documents, on_device[1], stream)
-    stream.synchronize()
-    decision = Keepers(device, stream, buckets, CompareLanes(*on_device, 40, 420_000), None).run()
+    more: Any = {"memory_bytes": 0, "directory": "/", "workers": 2}
+    uploader = Uploader(device, stream, workers=2)
+    of_all = DeviceLanes(uploader, [in_groups(lanes, 8)], np.arange(120, dtype=np.uint32), num_perm, **more)
+    on_device = sent(device, documents, stream)
     rows = lanes[documents]
-    expected = expected_decision(candidates, 100, lambda a, b: (int((rows[a] == rows[b]).sum()), 40), 420_000)
-    assert [array.tolist() for array in decision.arrays()] == list(expected)
-    assert 0 < sum(keeper != NONE for keeper in expected[0]) < 100
+    for ppm in (420_000, 650_000, 1_000_000):
+        decision = Keepers(device, stream, buckets, CompareLanes(of_all, on_device, ppm), None).run()
+        expected = expected_decision(candidates, 100, lambda a, b: (int((rows[a] == rows[b]).sum()), num_perm), ppm)
+        assert [array.tolist() for array in decision.arrays()] == list(expected)
+        assert 0 < sum(keeper != NONE for keeper in expected[0]) < 100
     decision = Keepers(device, stream, buckets, CompareNothing(), None).run()
     assert decision.keeper.tolist() == expected_decision(candidates, 100, lambda a, b: (0, 0), 0)[0]
     assert decision.whole.max() == 0

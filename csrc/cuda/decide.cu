@@ -48,21 +48,47 @@ struct CompareSets {
   }
 };
 
+/// Lanes of `count` documents in groups of 8, group after group: a document has 32 bytes of each, a sector of memory,
+/// so that they go up as they lie in the columns of a run directory. The last group may be narrower.
 struct CompareLanes {
+  static constexpr uint32_t GROUP = 8;
+  /// Loads of a thread for each document that are under way together: all of 128 lanes. To look after every 32 whether
+  /// the threshold can still be reached would spare unlike pairs half of their bytes, and leave a quarter in flight.
+  static constexpr uint32_t LOADS = 4;
   const uint32_t* lanes;
   const uint32_t* documents;
+  uint32_t count;
   uint32_t lane_count;
   uint64_t threshold_ppm;
+
+  __device__ uint32_t lane_of(uint32_t row, uint32_t lane) const {
+    const uint32_t first = lane & ~(GROUP - 1), width = lane_count - first < GROUP ? lane_count - first : GROUP;
+    return lanes[static_cast<uint64_t>(first) * count + static_cast<uint64_t>(row) * width + (lane - first)];
+  }
+
   __device__ Outcome operator()(uint32_t better, uint32_t worse, bool, uint32_t, Similarity* similarity) const {
-    const uint32_t* left = lanes + static_cast<uint64_t>(documents[better]) * lane_count;
-    const uint32_t* right = lanes + static_cast<uint64_t>(documents[worse]) * lane_count;
+    const uint32_t left = documents[better], right = documents[worse];
     uint32_t equal = 0;
-    for (uint32_t base = 0; base < lane_count; base += 32) {
-      const uint32_t j = base + (threadIdx.x & 31);
-      equal += __popc(__ballot_sync(WHOLE_WARP, j < lane_count && left[j] == right[j]));
+    for (uint32_t base = 0; base < lane_count; base += 32 * LOADS) {
+      uint32_t own[LOADS], other[LOADS];
+#pragma unroll
+      for (uint32_t k = 0; k < LOADS; ++k) {  // no branches: past the end the last lane is read again
+        const uint32_t lane = base + 32 * k + (threadIdx.x & 31);
+        const uint32_t read = lane < lane_count ? lane : lane_count - 1;
+        own[k] = lane_of(left, read);
+        other[k] = lane_of(right, read);
+      }
+#pragma unroll
+      for (uint32_t k = 0; k < LOADS; ++k) {
+        const uint32_t lane = base + 32 * k + (threadIdx.x & 31);
+        equal += __popc(__ballot_sync(WHOLE_WARP, lane < lane_count && own[k] == other[k]));
+      }
+      const uint32_t seen = base + 32 * LOADS;
+      const uint32_t rest = seen < lane_count ? lane_count - seen : 0;
+      if (!reaches(equal + rest, lane_count, threshold_ppm)) return UNLIKE;
     }
     *similarity = {equal, lane_count};
-    return reaches(equal, lane_count, threshold_ppm) ? SIMILAR : UNLIKE;
+    return SIMILAR;
   }
 };
 
@@ -202,12 +228,13 @@ extern "C" __global__ void __launch_bounds__(256)
 extern "C" __global__ void __launch_bounds__(256)
     advance_lanes(const uint32_t* active, uint32_t active_count, uint32_t low, const uint64_t* begins,
                   const uint32_t* better, uint64_t* cursor, uint32_t has_equals, const uint32_t* previous_equal,
-                  uint32_t* kept_equal, const uint32_t* lanes, const uint32_t* documents, uint32_t lane_count,
-                  uint64_t threshold_ppm, uint32_t* requests, uint32_t* large_common, uint32_t* request_count,
-                  uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole, uint32_t* waits) {
+                  uint32_t* kept_equal, const uint32_t* lanes, const uint32_t* documents, uint32_t lane_document_count,
+                  uint32_t lane_count, uint64_t threshold_ppm, uint32_t* requests, uint32_t* large_common,
+                  uint32_t* request_count, uint32_t* state, uint32_t* keeper, uint64_t* part, uint64_t* whole,
+                  uint32_t* waits) {
   advance(active, active_count, {low, begins, better, cursor}, {has_equals, previous_equal, kept_equal},
-          CompareLanes{lanes, documents, lane_count, threshold_ppm}, requests, large_common, request_count,
-          {state, keeper, part, whole}, waits);
+          CompareLanes{lanes, documents, lane_document_count, lane_count, threshold_ppm}, requests, large_common,
+          request_count, {state, keeper, part, whole}, waits);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

@@ -18,6 +18,7 @@ from gpudedup.audit.findings import Bools, Findings
 from gpudedup.audit.removals import Removals
 from gpudedup.backends.base import SignedBatch
 from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.lanes import gather_lanes
 from gpudedup.engines.local import Budget
 from gpudedup.engines.signed_files import SignedFiles, stored_batches
 from gpudedup.errors import ArtefactError, GpudedupError
@@ -36,7 +37,8 @@ from gpudedup.stages.sign import (
     sign_pieces,
     whole_shards,
 )
-from gpudedup.stages.verify import ShingleSets, gather_lanes
+from gpudedup.stages.spill import spill_errors
+from gpudedup.stages.verify import ShingleSets
 from gpudedup.store.records import MAKE_ANEW
 from gpudedup.store.signatures import SignatureFile, content_of
 
@@ -266,9 +268,10 @@ def _equal_lanes(
     documents = np.unique(np.concatenate([removals.position[measured], removals.keeper[measured]])).astype(np.uint32)
     numbers = signed.signatures.lane_numbers(documents)
     in_order = np.argsort(numbers, kind="stable")
-    lanes = gather_lanes(
-        signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes=budget.set_bytes, tmp=budget.tmp
-    )
+    with spill_errors("signatures"):
+        lanes = gather_lanes(
+            signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes=budget.set_bytes, tmp=budget.tmp
+        )
     place = np.empty(len(documents), np.int64)
     place[in_order] = np.arange(len(documents))
     for start in range(0, len(measured), PAIRS_AT_ONCE):

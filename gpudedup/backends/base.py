@@ -51,7 +51,7 @@ class SignedBatch:
 LaneGroups = Sequence[U32]
 """Signatures of a batch where they lie: arrays uint32[n, width], of which group g holds the lanes from g * width on;
 the last may be narrower. In memory one array uint32[n, num_perm]; in a run directory columns of 8 lanes, perhaps mapped
-and read-only. Document numbers run over all batches."""
+and read-only. Widths may differ from batch to batch. Document numbers run over all batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,12 @@ class SetStore(Protocol):
 
     def missing(self, numbers: U32) -> U32:
         """Those of ``numbers`` that have no set yet."""
+
+
+class GatheredLanes(Protocol):
+    """Signatures of chosen documents, where the backend compares them; a document is its place among them."""
+
+    def __len__(self) -> int: ...
 
 
 class Decision(Protocol):
@@ -185,20 +191,25 @@ class Backend(Protocol):
     def set_store(self, count: int, *, memory_bytes: int, directory: str) -> SetStore:
         """Room for the sets of ``count`` documents: in memory up to ``memory_bytes``, then in ``directory``."""
 
+    def gather_lanes(
+        self, lanes: Iterable[LaneGroups], numbers: U32, *, memory_bytes: int, directory: str
+    ) -> GatheredLanes:
+        """The signatures of ``numbers``, which ascend, from one pass over ``lanes``; memory as for `set_store`."""
+
     def verify(
         self,
         buckets: Buckets,
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: Sequence[LaneGroups] | None,
+        lanes: GatheredLanes | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,
     ) -> Decision:
         """Which documents are removed for which; compares by ``sets``, else by ``lanes``, else takes all as similar.
 
-        documents: their numbers into ``lanes``; leader: `group_content` of them, with ``across``; prior: the decision
+        documents: their places in ``lanes``; leader: `group_content` of them, with ``across``; prior: the decision
         at a lower threshold over the same buckets.
         """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from gpudedup import _cpu
@@ -14,6 +15,7 @@ from gpudedup.backends.base import (
     Band,
     Buckets,
     Decision,
+    GatheredLanes,
     LaneGroups,
     SetStore,
     Shingles,
@@ -21,6 +23,7 @@ from gpudedup.backends.base import (
     ToSign,
 )
 from gpudedup.backends.columns import buffers, fixed_width_words, is_text, stored_bytes
+from gpudedup.backends.lanes import gather_lanes
 from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
 from gpudedup.params import Params, parse_shingle
@@ -113,26 +116,30 @@ class CpuBackend:
     def set_store(self, count: int, *, memory_bytes: int, directory: str) -> _cpu.SetStore:
         return _cpu.SetStore(count=count, memory_bytes=memory_bytes, directory=directory)
 
+    def gather_lanes(self, lanes: Iterable[LaneGroups], numbers: U32, *, memory_bytes: int, directory: str) -> U32:
+        return gather_lanes(lanes, numbers, self._params.num_perm, memory_bytes=memory_bytes, tmp=directory)
+
     def verify(
         self,
         buckets: Buckets,
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: Sequence[LaneGroups] | None,
+        lanes: GatheredLanes | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,
     ) -> _cpu.Decision:
         assert isinstance(buckets, _cpu.Buckets)
         assert sets is None or isinstance(sets, _cpu.SetStore)
+        assert lanes is None or isinstance(lanes, np.ndarray)
         assert prior is None or isinstance(prior, _cpu.Decision)
         return _cpu.verify(
             buckets,
             components=self._params.clustering == "components",
             threshold_ppm=threshold_ppm,
             sets=sets,
-            lanes=None if lanes is None else _cpu.Lanes(lanes, self._params.num_perm),
+            lanes=None if lanes is None else _cpu.Lanes([[lanes]], self._params.num_perm),
             documents=documents,
             leader=leader,
             prior=prior,

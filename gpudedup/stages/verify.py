@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, LaneGroups, SetStore
+from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, SetStore
 from gpudedup.errors import InputError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
@@ -18,7 +18,7 @@ from gpudedup.params import Params
 from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.match import Matched
 from gpudedup.stages.sign import Progress, Signed
-from gpudedup.stages.spill import room, spill_errors
+from gpudedup.stages.spill import spill_errors
 
 
 @dataclass
@@ -46,8 +46,9 @@ class ShingleSets:
         numbers, positions = numbers[:own], positions[:own]
         rest = np.ones(len(positions), bool)
         for first, shingles in self.signed.cache.drain(self.signed.shard_first):
-            low, high = np.searchsorted(positions, [first, first + len(shingles.offsets) - 1])
-            self._add(store, numbers[low:high], positions[low:high] - first, shingles.hashes, shingles.offsets)
+            ends = np.array([first, first + len(shingles.offsets) - 1], positions.dtype)  # else all are converted
+            low, high = np.searchsorted(positions, ends)
+            self._add(store, numbers[low:high], positions[low:high] - ends[0], shingles.hashes, shingles.offsets)
             rest[low:high] = False
         column = self._params.text_column
         self._read(store, numbers[rest], positions[rest], self._source, self.signed.shard_first, column, progress)
@@ -143,9 +144,10 @@ def verify(
     elif params.verify == "signature":
         numbers = provider.signed.signatures.lane_numbers(documents[shared])
         in_order = np.argsort(numbers, kind="stable")
-        lanes = gather_lanes(
-            provider.signed.signatures.lanes, numbers[in_order], params.num_perm, memory_bytes=memory_bytes, tmp=tmp
-        )
+        with spill_errors("signatures"):
+            lanes = backend.gather_lanes(
+                provider.signed.signatures.lanes, numbers[in_order], memory_bytes=memory_bytes, directory=tmp
+            )
         documents = np.zeros(len(documents), np.uint32)
         documents[shared[in_order]] = np.arange(len(shared), dtype=np.uint32)
     with spill_errors("buckets"):
@@ -153,7 +155,7 @@ def verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,
             sets=sets,
-            lanes=None if lanes is None else [[lanes]],
+            lanes=lanes,
             documents=documents,
             leader=grouped.equal_content,
             prior=known,
@@ -169,24 +171,6 @@ def known_decision(prior: Verified | None, params: Params) -> Decision | None:
 def open_documents(buckets: Buckets, known: Decision | None, backend: Backend) -> U32:
     """Representatives that must be compared, in ascending order."""
     return buckets.shared() if known is None else backend.undecided(buckets, known)
-
-
-def gather_lanes(lanes: Iterable[LaneGroups], numbers: U32, num_perm: int, *, memory_bytes: int, tmp: str) -> U32:
-    """uint32[n, num_perm]: the signatures of ``numbers``, which ascend, read in one pass.
-
-    What is compared lies all over the input, and in a run directory each signature in as many places as groups of
-    lanes: one by one, two signatures would be two dozen reads of a disk.
-    """
-    with spill_errors("signatures"):
-        found = room((max(1, len(numbers)), num_perm), np.uint32, memory_bytes=memory_bytes, tmp=tmp)
-    first = low = 0
-    for groups in lanes:
-        end = first + len(groups[0])
-        high = low + int(np.searchsorted(numbers[low:], end))
-        rows = numbers[low:high] - first
-        np.concatenate([group[rows] for group in groups], axis=1, out=found[low:high])
-        first, low = end, high
-    return found
 
 
 def matching(matched: Matched, verified: Verified) -> dict[str, int]:

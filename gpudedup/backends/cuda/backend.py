@@ -22,6 +22,7 @@ from gpudedup.backends.base import (
     Band,
     Buckets,
     Decision,
+    GatheredLanes,
     LaneGroups,
     SetStore,
     Shingles,
@@ -32,6 +33,7 @@ from gpudedup.backends.base import (
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda.device import Device
+from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
@@ -45,9 +47,6 @@ PIECE_BYTES = 64 << 20
 
 PIECE_SHARE = 64
 """Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
-
-LANES_ROWS = 1 << 18
-"""Signatures that are put together at a time on their way to the device: some 128 MB."""
 
 
 class CudaBackend:
@@ -140,13 +139,29 @@ class CudaBackend:
         except DeviceMemoryError:
             return host
 
+    def gather_lanes(
+        self, lanes: Iterable[LaneGroups], numbers: U32, *, memory_bytes: int, directory: str
+    ) -> GatheredLanes:
+        if self._params.clustering == "keepers":
+            try:
+                with self._device.range("lanes"):
+                    return DeviceLanes(
+                        *(self._uploader, lanes, numbers, self._params.num_perm),
+                        memory_bytes=memory_bytes,
+                        directory=directory,
+                        workers=self.workers,
+                    )
+            except DeviceMemoryError:
+                pass
+        return self._host.gather_lanes(lanes, numbers, memory_bytes=memory_bytes, directory=directory)
+
     def verify(
         self,
         buckets: Buckets,
         *,
         threshold_ppm: int,
         sets: SetStore | None,
-        lanes: Sequence[LaneGroups] | None,
+        lanes: GatheredLanes | None,
         documents: U32,
         leader: U32 | None,
         prior: Decision | None,
@@ -163,7 +178,7 @@ class CudaBackend:
             _buckets_on_host(buckets),
             threshold_ppm=threshold_ppm,
             sets=sets.on_host() if isinstance(sets, DeviceSets) else sets,
-            lanes=lanes,
+            lanes=lanes.on_host() if isinstance(lanes, DeviceLanes) else lanes,
             documents=documents,
             leader=leader,
             prior=None if isinstance(prior, DeviceDecision) else prior,
@@ -178,7 +193,7 @@ class CudaBackend:
         return self._host.stream(memory_bytes=memory_bytes, directory=directory)
 
     def _compare(
-        self, threshold_ppm: int, sets: SetStore | None, lanes: Sequence[LaneGroups] | None, documents: U32
+        self, threshold_ppm: int, sets: SetStore | None, lanes: GatheredLanes | None, documents: U32
     ) -> Compare | None:
         """How the device compares pairs; None if what it takes is not there."""
         if sets is not None:
@@ -188,17 +203,9 @@ class CudaBackend:
             return CompareSets(sets, threshold_ppm)
         if lanes is None:
             return CompareNothing()
-        device, num_perm = self._device, self._params.num_perm
-        count = sum(len(groups[0]) for groups in lanes)
-        every, rows = device.alloc(count * num_perm, np.uint32), device.alloc(len(documents), np.uint32)
-        first = 0
-        for groups in lanes:
-            for low in range(0, len(groups[0]), LANES_ROWS):
-                part = np.concatenate([group[low : low + LANES_ROWS] for group in groups], axis=1).reshape(-1)
-                self._uploader.upload(part, every[first:])
-                first += part.size
-        self._uploader.upload(documents, rows)
-        return CompareLanes(every, rows, num_perm, threshold_ppm)
+        if not isinstance(lanes, DeviceLanes):
+            return None
+        return CompareLanes(lanes, self._uploader.sent(documents), threshold_ppm)
 
 
 def try_out(device: Device) -> None:

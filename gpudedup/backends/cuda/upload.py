@@ -43,12 +43,23 @@ class Uploader:
         self.upload(values, array)
         return array
 
+    def reserve(self, segments: int) -> None:
+        """Take the pinned memory for as many calls of `segment`. Raises DeviceMemoryError."""
+        while len(self._segments) < min(self._current + 1 + segments, SEGMENTS):
+            self._segments.append(self.device.alloc_host(SEGMENT_BYTES, np.uint8))
+
+    def segment(self) -> HostArray:
+        """The next segment, uint8[SEGMENT_BYTES], to be filled, and copied from in this stream, before any other call.
+        Waits as `upload` does."""
+        self._turn()
+        self._used = SEGMENT_BYTES
+        return self._segments[self._current]
+
     def _turn(self) -> None:
         """Go on to the next segment."""
+        self.reserve(1)
         following = (self._current + 1) % SEGMENTS
-        if following == len(self._segments):
-            self._segments.append(self.device.alloc_host(SEGMENT_BYTES, np.uint8))
-        elif (left := self._left[following]) is not None:
+        if (left := self._left[following]) is not None:
             left.synchronize()
         if self._current >= 0:
             self._left[self._current] = self.stream.record()

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpudedup.backends.base import NO_KEEPER, U32, U64
 from gpudedup.backends.cuda.device import Device, DeviceArray, Scalar, Stream, fetched, filled, sent
+from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import Candidates, DeviceBuckets
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.errors import DeviceError, DeviceMemoryError
@@ -51,16 +52,17 @@ class CompareSets:
 
 @dataclass(frozen=True, slots=True)
 class CompareLanes:
-    """By signature: lanes uint32[documents, num_perm]; documents[rank] names a row of it."""
+    """By signature; documents[rank] is a place in ``lanes``."""
 
-    lanes: DeviceArray
+    lanes: DeviceLanes
     documents: DeviceArray
-    num_perm: int
     threshold_ppm: int
     kernel: str = "advance_lanes"
 
     def args(self) -> list[DeviceArray | Scalar]:
-        return [self.lanes, self.documents, np.uint32(self.num_perm), np.uint64(self.threshold_ppm)]
+        lanes = self.lanes
+        sizes = [np.uint32(len(lanes)), np.uint32(lanes.num_perm)]
+        return [lanes.values, self.documents, *sizes, np.uint64(self.threshold_ppm)]
 
 
 @dataclass(frozen=True, slots=True)
