@@ -206,12 +206,13 @@ class Warp:
         kind, active = names[0], self.active
         if kind == "BRA" and "DIV" in names:
             assert (active == self.alive).all(), "a shuffle of part of a warp"
-        elif kind == "BRA":
+        elif kind in ("BRA", "EXIT"):
             flags = [name for name in operands if name.lstrip("!").startswith(("P", "UP"))]
             taken = active & self.flag(flags[0]) if flags else active
-            self.pc[taken] = self.target(operands[-1])
-        elif kind == "EXIT":
-            self.alive = self.alive & ~active
+            if kind == "BRA":
+                self.pc[taken] = self.target(operands[-1])
+                return
+            self.alive = self.alive & ~taken
             self.release()
         elif kind == "BSSY":
             number = int(operands[0][1:])
@@ -231,6 +232,8 @@ class Warp:
             self.reduce(names, operands)
         elif kind == "SHFL":
             self.shuffle(names[1], operands)
+        elif kind in ("VOTE", "VOTEU"):
+            self.vote(names[1], operands)
         else:
             self.compute(kind.removeprefix("U") if kind in UNIFORM else kind, names, operands)
 
@@ -300,6 +303,15 @@ class Warp:
         assert self.active[source[self.active]].all(), "a shuffle from a lane that is elsewhere"
         self.write(operands[1], self.read(operands[2])[source])
         self.write_flag(operands[0], inside)
+
+    def vote(self, mode: str, operands: Sequence[str]) -> None:
+        assert (self.active == self.alive).all(), "a vote of part of a warp"
+        votes = self.flag(operands[-1]) & self.active
+        if re.match(r"U?R", operands[0]):
+            ballot = sum(1 << int(lane) for lane in np.flatnonzero(votes))
+            self.write(operands[0], np.full(LANES, ballot, np.uint64))
+        found = votes.any() if mode == "ANY" else votes[self.active].all()
+        self.write_flag(operands[-2], np.full(LANES, found))
 
     # ---------------------------------------------------------------------------------------------------- arithmetic
 

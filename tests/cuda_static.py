@@ -35,6 +35,7 @@ class Budget:
 
 
 LOADS_16_BYTES = (r"\bLDG\.E\.128\b",)
+STORES_16_BYTES = (r"\bSTG\.E\.128\b",)
 
 BUDGETS = {
     # Of units.cu: spans and text are read 16 bytes at once.
@@ -47,11 +48,11 @@ BUDGETS = {
     "mark_documents": Budget(16),
     "measure_chars": Budget(40, wants=LOADS_16_BYTES),
     "measure_words": Budget(40, wants=LOADS_16_BYTES),
-    # Of sign.cu: a lane is a product of 32 by 32 bits and a minimum.
+    # Of sign.cu: shingles are written 16 bytes at once; a lane is a product of 32 by 32 bits and a minimum.
     "band_keys": Budget(32),
     "count_shingles": Budget(16),
-    "hash_tokens": Budget(40),
-    "hash_units": Budget(40),
+    "hash_tokens": Budget(56, wants=STORES_16_BYTES),
+    "hash_units": Budget(56, wants=STORES_16_BYTES),
     "pack_shingles": Budget(24),
     "sign_lanes": Budget(56, wants=(r"\bIMAD\.WIDE\.U32\b", r"\bV?IMNMX")),
     # Of sets.cu and jaccard.cu.

@@ -140,7 +140,7 @@ def test_any_number_of_lanes(num_perm: int) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 255, 256])
 def test_any_shingle_length(device: EmulatedDevice, n: int) -> None:
-    counts = [n - 1, n, n + 1, 0, 1, 1024 - n, 1024, 2048 + n]
+    counts = [n - 1, n, n + 1, 0, 1, sign.HASH_UNITS - n, sign.HASH_UNITS, sign.HASH_UNITS + n]
     documents = [" ".join(f"w{(i * i + k) % 1000}" for i in range(count)) for k, count in enumerate(counts)]
     check(documents, device, shingle=f"word:{n}")
 
@@ -193,7 +193,7 @@ def test_every_pair_of_a_byte_and_a_letter(shingle: str, fold: str) -> None:
     check([b"aZ" + byte + b"Q9" + byte for byte in bytes_of], shingle=shingle, fold=fold, num_perm=2)
 
 
-@pytest.mark.parametrize("count", [511, 512, 513, 1023, 1024, 1025, 2047, 2049])
+@pytest.mark.parametrize("count", [511, 512, 513, 2047, 2048, 2049, 4096])
 def test_units_around_the_borders_of_tiles(device: EmulatedDevice, count: int) -> None:
     check(["a b " * (count // 2) + "c" * (count % 2), "one two three", "", "d e " * 300], device, shingle="word:4")
 
@@ -216,6 +216,20 @@ def test_one_run_over_many_blocks(device: EmulatedDevice) -> None:
 def test_a_document_over_many_tiles_between_short_ones(device: EmulatedDevice) -> None:
     long = " ".join(str(i * 7919 % 5000) for i in range(6000))
     check(["short one", "", long, "", "a", "b c d e f g", ""], device, num_perm=4, shingle="word:5")
+
+
+@pytest.mark.parametrize("n", [1, 5, 17])
+def test_borders_of_documents_at_every_place_of_a_thread(device: EmulatedDevice, n: int) -> None:
+    counts = [*range(20), 0, 1, 0, 0, 7, 8, 9, 40] * 13
+    assert sum(counts) > sign.HASH_UNITS + 256
+    check([" ".join(f"{i * k % 97}" for i in range(k)) for k in counts], device, shingle=f"word:{n}")
+
+
+def test_words_of_every_length(device: EmulatedDevice) -> None:
+    """Up to 64 code points of four bytes, the longest unit there is; long ones between short ones."""
+    letters = ("x", "é", "ठ", "\U00010428")
+    words = [letter * length for length in range(1, 66) for letter in letters]
+    check([" ".join(f"{word} a" for word in words), " ".join(words)], device, shingle="word:2")
 
 
 @pytest.mark.parametrize("shingle", ["word:2", "char:2"])

@@ -25,7 +25,7 @@ from gpudedup.params import Params, parse_shingle
 
 # The constants of the same names in csrc/cuda/units.cu and sign.cu.
 READ_BYTES, READ_THREADS, JOIN_THREADS = 32, 256, 1024
-HASH_THREADS, HASH_UNITS = 256, 1024
+HASH_THREADS, HASH_UNITS = 256, 2048
 SIGN_THREADS, SIGN_UNITS, WARP_LANES = 128, 512, 128
 
 MAX_PIECE_BYTES = 1 << 28
