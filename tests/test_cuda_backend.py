@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import reference
 from corpora import EDGES, text_array
@@ -23,6 +26,7 @@ from test_deduplicate import (
 )
 
 import gpudedup
+from gpudedup.backends import select
 from gpudedup.backends.base import NO_KEEPER, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda import cupy_device, detect
@@ -43,12 +47,12 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[Made], list[EmulatedDevice
     def choose(make: Made) -> list[EmulatedDevice]:
         devices: list[EmulatedDevice] = []
 
-        def select(params: Params) -> CudaBackend:
+        def choice(params: Params, input_bytes: int | None = None) -> CudaBackend:
             devices.append(make())
             return CudaBackend(params, devices[-1], "as asked")
 
         for module in ("engines.local", "streaming"):
-            monkeypatch.setattr(f"gpudedup.{module}.select_backend", select)
+            monkeypatch.setattr(f"gpudedup.{module}.select_backend", choice)
         return devices
 
     return choose
@@ -164,6 +168,7 @@ def test_a_device_is_tried_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
             self.fill(sums, 0, stream)
 
     try_out(EmulatedDevice(timing="random"))
+    monkeypatch.setattr(select, "BYTES_A_WORKER", 0)
     monkeypatch.setattr(detect, "detect", lambda index: detect.Detection(reason=None))
     broken: dict[str, Made] = {
         "computes wrongly": Wrong,
@@ -178,7 +183,56 @@ def test_a_device_is_tried_out_first(monkeypatch: pytest.MonkeyPatch) -> None:
             gpudedup.deduplicate(["text"], device="cuda")
     monkeypatch.setattr(cupy_device, "CupyDevice", lambda index: EmulatedDevice())
     summary = gpudedup.deduplicate(["text", "text"], device="auto").summary()
-    assert (summary.device, summary.device_reason, summary.removed) == ("cuda (emulated device)", "a GPU was found", 1)
+    assert (summary.device, summary.removed) == ("cuda (emulated device)", 1)
+    assert summary.device_reason == "a GPU was found; auto leaves less than 0 MB of input to the CPU"
+
+
+@pytest.mark.parametrize("stored", ["table", "stream", "run"])
+def test_auto_leaves_small_inputs_to_the_cpu(stored: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With as many bytes for each worker as are too few, and with one byte more; who asks for the GPU gets it."""
+    table = corpus()
+    parquet = tmp_path / "corpus.parquet"
+    pq.write_table(table, parquet)
+    size = {"table": table.nbytes, "run": parquet.stat().st_size}
+    monkeypatch.setattr(detect, "detect", lambda index: detect.Detection(reason=None))
+    monkeypatch.setattr(select, "ruled_out", lambda: None)
+    made: list[EmulatedDevice] = []
+
+    def open_device(index: int) -> EmulatedDevice:
+        made.append(EmulatedDevice())
+        return made[-1]
+
+    monkeypatch.setattr(cupy_device, "CupyDevice", open_device)
+
+    def summary(device: str) -> gpudedup.Summary:
+        if stored == "run":
+            out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+            return gpudedup.run(parquet, out=out, device=device, workers=2).summary()
+        data: Any = table if stored == "table" else pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
+        return gpudedup.deduplicate(data, device=device, workers=2).summary()
+
+    bound = size.get(stored, 10**6) // 2
+    monkeypatch.setattr(select, "BYTES_A_WORKER", bound + 1)
+    small = summary("auto")
+    assert small.device.startswith("cpu (")
+    assert re.fullmatch(r"auto: \d+\.\d MB is less work than starting a GPU", small.device_reason)
+    assert made == []
+    asked = summary("cuda")
+    assert (asked.device, asked.device_reason) == ("cuda (emulated device)", "as asked")
+    monkeypatch.setattr(select, "BYTES_A_WORKER", bound if stored != "stream" else 1)
+    large = summary("auto")
+    assert large.device == "cuda (emulated device)"
+    assert large.device_reason.startswith("a GPU was found; auto leaves less than ")
+    assert small.removed == asked.removed == large.removed > 0
+
+
+def test_auto_takes_the_gpu_for_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows how long one will be."""
+    monkeypatch.setattr(detect, "detect", lambda index: detect.Detection(reason=None))
+    made: list[EmulatedDevice] = []
+    monkeypatch.setattr(cupy_device, "CupyDevice", lambda index: made.append(EmulatedDevice()) or made[-1])
+    gpudedup.Deduplicator().filter(["text"])
+    assert len(made) == 1
 
 
 def test_batches_of_every_kind_in_a_row() -> None:

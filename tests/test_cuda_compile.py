@@ -182,7 +182,7 @@ def argument_types(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, tuple[tupl
             super().for_each(body, count, args, stream)
 
     monkeypatch.setattr(
-        "gpudedup.engines.local.select_backend", lambda params: CudaBackend(params, Recorder(), "as asked")
+        "gpudedup.engines.local.select_backend", lambda params, input_bytes: CudaBackend(params, Recorder(), "as asked")
     )
     texts = [f"one two three four five six seven eight nine ten {i}" for i in range(200)]
     table = pa.table({"text": texts, "k": [i % 3 for i in range(200)]})

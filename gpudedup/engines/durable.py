@@ -73,10 +73,10 @@ class DurableRun:
         self.earlier = earlier
         self.directory, self.source, self.params, self.progress = directory, source, params, progress
         directory.still_ours = lock.check
-        self.backend: Backend = select_backend(params)
         self.budget = Budget.of(params)
         self.corpus = Corpus.of(source, tasks)
         sizes = [mark.size_bytes for mark in self.corpus.marks]
+        self.backend: Backend = select_backend(params, sum(sizes))
         self.carried = carried_columns(params)
         check_types(source, params)
         self._types = {name: str(source.column_type(name)) for name in self.carried}

@@ -69,7 +69,7 @@ def open_run(name: str, place: str, params: Params, opened: ExitStack) -> Earlie
         raise ArtefactError(
             f"{name} holds no signatures to compare with: it was saved from memory; make it with gpudedup run"
         )
-    backend = select_backend(msgspec.structs.replace(then, device=params.device, workers=params.workers))
+    backend = select_backend(msgspec.structs.replace(then, device="cpu", workers=params.workers))  # for band keys only
     stored = SignedFiles(
         artefacts=artefacts,
         params=then,

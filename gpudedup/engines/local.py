@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from gpudedup.backends import Backend, select_backend
 from gpudedup.errors import OutputError
-from gpudedup.io.source import Source
+from gpudedup.io.memory import MemoryShard
+from gpudedup.io.source import Source, input_files
 from gpudedup.machine import default_memory_bytes, release_memory
 from gpudedup.params import Params, parse_memory
 from gpudedup.stages.decide import Decided, decide
@@ -83,15 +84,31 @@ def scratch_directory(params: Params) -> str:
     return directory
 
 
+def stored_bytes(source: Source) -> int:
+    """Of its files, and of tables in memory."""
+    files = sum(mark.size_bytes for _, mark in input_files(source.shards) if mark is not None)
+    return files + sum(shard.size_bytes for shard in source.shards if isinstance(shard, MemoryShard))
+
+
 def silent(stage: str, documents: int, text_bytes: int) -> None:
     """Progress that nobody watches."""
 
 
 def run_stages(
-    source: Source, params: Params, *, progress: Progress = silent, earlier: Earlier | None = None
+    source: Source,
+    params: Params,
+    *,
+    progress: Progress = silent,
+    earlier: Earlier | None = None,
+    input_bytes: int | None = None,
 ) -> Outcome:
-    """sign, match, verify and decide over a whole corpus. Raises GuardError if that removes too much."""
-    budget, backend, seconds = Budget.of(params), select_backend(params), Seconds()
+    """sign, match, verify and decide over a whole corpus. Raises GuardError if that removes too much.
+
+    input_bytes: those of the corpus that ``source`` is a sample of, to choose the device for.
+    """
+    if input_bytes is None:
+        input_bytes = stored_bytes(source)
+    budget, backend, seconds = Budget.of(params), select_backend(params, input_bytes), Seconds()
     if earlier is not None:
         earlier.check_types(source, params)
     with seconds.stage("sign"):

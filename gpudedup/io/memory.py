@@ -40,6 +40,7 @@ class Batches(Protocol):
 
     schema: pa.Schema
     first_rows: Rows
+    size_bytes: int
     in_memory: bool
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
@@ -58,6 +59,7 @@ class Held:
         self.schema: pa.Schema = table.schema
         self._batches = table.to_batches()
         self.first_rows = _first_rows([batch.num_rows for batch in self._batches])
+        self.size_bytes = sum(map(batch_bytes, self._batches))
 
     def batches(self, number: int) -> Iterator[pa.RecordBatch]:
         """Batch ``number``."""
@@ -101,7 +103,7 @@ class Spool:
         except BaseException:
             self.close()
             raise
-        self.first_rows = _first_rows(self._row_counts)
+        self.first_rows, self.size_bytes = _first_rows(self._row_counts), self._ends[-1]
 
     def _write(self, file: BinaryIO, batches: Sequence[pa.RecordBatch]) -> None:
         options = pa.ipc.IpcWriteOptions(compression="lz4")
@@ -131,6 +133,11 @@ class MemoryShard:
 
     def __init__(self, data: Batches) -> None:
         self._data = data
+
+    @property
+    def size_bytes(self) -> int:
+        """As the table is held, or as it is spooled."""
+        return self._data.size_bytes
 
     @property
     def row_count(self) -> int:

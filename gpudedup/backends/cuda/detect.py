@@ -74,17 +74,23 @@ def detect(index: int = 0, root: Path = Path("/")) -> Detection:
     return Detection(reason=reason, **seen)
 
 
-def _reason(index: int, root: Path, seen: dict[str, Any]) -> str | None:
-    """Why not, or None; puts what it learns into ``seen``."""
+def ruled_out() -> str | None:
+    """Why there can be no GPU, as far as it costs nothing to know."""
     if os.environ.get("GPUDEDUP_DISABLE_GPU") == "1":
         return "GPUDEDUP_DISABLE_GPU=1 turns GPUs off; unset it to use one"
-
-    supported = _driver_cuda()
-    if supported == 0:
+    if _driver_cuda() == 0:
         return (
             "no NVIDIA driver was found (libcuda.so.1 is missing); install one, or start the container with GPUs "
             "(docker run --gpus all)"
         )
+    return None
+
+
+def _reason(index: int, root: Path, seen: dict[str, Any]) -> str | None:
+    """Why not, or None; puts what it learns into ``seen``."""
+    if (reason := ruled_out()) is not None:
+        return reason
+    supported = _driver_cuda()
     seen |= {"driver": _driver_version(root), "driver_cuda": _version(supported)}
     if supported < MIN_CUDA * 1000:
         return f"the NVIDIA driver is too old: it supports CUDA {_version(supported)}, {MIN_CUDA}.0 or newer is needed"
