@@ -48,8 +48,8 @@ NO_LINKS = (errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.ENOTSUP
 """What file systems without hard links say when they are asked for one."""
 
 LOOKS_FOR_OWN, OWN_SECONDS = 5, 0.02
-"""So often, and with such pauses, a driver looks for its lock before it takes it for gone: on NFS a file that is being
-replaced is not there for a moment.
+"""So often, and with such pauses, a driver looks for its lock before it takes it for gone (on NFS a file that is being
+replaced is not there for a moment), and tries to take it away.
 """
 
 PATIENCE_SECONDS = 1.0
@@ -168,9 +168,12 @@ class LocalLockFile:
             temporary.unlink(missing_ok=True)
 
     def take_away(self, seen: bytes) -> None:
-        with contextlib.suppress(OSError, ArtefactError), self._alone():
-            if self.read() == seen:
-                self._path.unlink()
+        for _ in range(LOOKS_FOR_OWN):
+            with contextlib.suppress(OSError, ArtefactError), self._alone():
+                if self.read() == seen:
+                    self._path.unlink()
+                return
+            time.sleep(OWN_SECONDS)  # a disk that failed once may do it now; nobody else takes away a finished run's
 
     def _alone(self) -> contextlib.AbstractContextManager[bool]:
         """Nobody else takes the lock away or writes it anew, where the file system has locks, unless a process that
