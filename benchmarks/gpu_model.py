@@ -1,10 +1,10 @@
-"""What signing should take on an H200, by counting: python benchmarks/gpu_model.py [--bytes N] [--write]
+"""What signing and comparing should take on an H200, by counting: python benchmarks/gpu_model.py [--bytes N] [--write]
 
-Each kernel of signing is compiled for sm_90 by NVRTC, disassembled, and run here instruction by instruction (`sass.py`)
-over a sample of text; what comes out is compared with the CPU backend. That gives what a byte of text takes:
-instructions by the part of a multiprocessor that executes them, lanes that stand still in divergent warps included, and
-cycles of shared memory. A kernel's time is then that of the busiest part, or that of the bytes that must move,
-whichever is more.
+Each kernel is compiled for sm_90 by NVRTC, disassembled, and run here instruction by instruction (`sass.py`) over a
+sample; what comes out is compared with the CPU backend or with numpy. That gives what a byte of text, a shingle hash or
+a comparison takes: instructions by the part of a multiprocessor that executes them, lanes that stand still in divergent
+warps included, and cycles of shared memory. A kernel's time is then that of the busiest part, or that of the bytes that
+must move, whichever is more.
 
 This is arithmetic and no measurement. Stalls, misses of caches, tails and launches are left out, so it is a bound from
 below. --write keeps the times in gpu_model.json, for bench_gpu.py to print beside what it measures.
@@ -17,6 +17,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,8 +34,10 @@ from gpudedup import _cpu
 from gpudedup.backends.base import ToSign
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
-from gpudedup.backends.cuda import program
+from gpudedup.backends.cuda import program, sets
 from gpudedup.backends.cuda import sign as signing
+from gpudedup.backends.cuda import verify as verifying
+from gpudedup.backends.cuda.lanes import GROUP
 from gpudedup.params import Params, parse_shingle
 
 TEXT_BLOCK = signing.READ_BYTES * signing.READ_THREADS
@@ -51,7 +54,15 @@ THREADS = {
     "hash_units": signing.HASH_THREADS,
     "sign_lanes": signing.SIGN_THREADS,
     "band_keys": signing.SIGN_THREADS,
+    "key_hashes": sets.THREADS,
+    "mark_distinct": sets.THREADS,
+    "place_sets": sets.THREADS,
+    "intersect_pairs": 32 * verifying.WARPS,
+    "advance_sets": 32 * verifying.WARPS,
+    "advance_lanes": 32 * verifying.WARPS,
 }
+SET_SIZE = 600
+"""Shingles of a document, and of a set."""
 
 
 @dataclass(frozen=True)
@@ -90,15 +101,16 @@ SHOWN = ("alu", "multiply", "special", "access", "shared")
 
 @dataclass(frozen=True)
 class Load:
-    """What a kernel took for one text."""
+    """What a kernel took for one sample."""
 
     instructions: int
     """Of warps."""
     parts: dict[str, int]
     """Of warps, by part of a multiprocessor; cycles for "shared"."""
     bytes_moved: int
-    text_bytes: int
-    one_block: bool
+    items: int
+    """Bytes of text, hashes or comparisons, of which all this is."""
+    one_block: bool = False
     """It runs on one multiprocessor."""
 
     def seconds(self, gpu: Gpu) -> dict[str, float]:
@@ -108,6 +120,12 @@ class Load:
         multiprocessors = 1 if self.one_block else gpu.multiprocessors
         found = {part: count / multiprocessors / gpu.hertz for part, count in cycles.items()}
         return found | {"memory": self.bytes_moved / gpu.memory}
+
+    def limit(self, gpu: Gpu) -> tuple[str, float]:
+        """The part that takes longest, and its seconds for an item."""
+        seconds = self.seconds(gpu)
+        part = max(seconds, key=lambda part: seconds[part])
+        return part, seconds[part] / self.items
 
 
 def parts(kernel: str, counts: sass.Counts) -> dict[str, int]:
@@ -224,6 +242,130 @@ def loads(kind: str, size: int) -> tuple[Piece, dict[str, Load]]:
     return piece, found
 
 
+class Sample:
+    """Arrays by the names that kernels give them."""
+
+    def __init__(self, **arrays: npt.NDArray[Any]) -> None:
+        self._arrays = arrays
+        self._memory = sass.Memory(sum(256 + array.nbytes for array in arrays.values()))
+        self.address = {name: self._memory.put(array) for name, array in arrays.items()}
+
+    def get(self, name: str) -> npt.NDArray[Any]:
+        return self._memory.get(self.address[name], self._arrays[name])
+
+    def put(self, name: str, values: npt.NDArray[Any]) -> None:
+        self._memory.set(self.address[name], values)
+
+    def launch(self, kernel: str, blocks: int, moved: int, items: int, **numbers: Any) -> Load:
+        given = self.address | numbers
+        args = [given[parameter.name] for parameter in program.signatures()[kernel].parameters]
+        counts = sass.launch(sass.parse(compiled()[0][kernel]), self._memory, blocks, THREADS[kernel], args)
+        return Load(sum(counts.executed.values()), parts(kernel, counts), moved, items)
+
+
+def set_loads() -> dict[str, Load]:
+    """Of the kernels that make sets of hashes: for a hash of 8 documents, among 65,536 rows. The sort between them is
+    CuPy's and is not here."""
+    count, rows = 8, 1 << 16
+    offsets = np.minimum(np.arange(rows + 1) // (rows // count), count).astype(np.uint64) * np.uint64(SET_SIZE)
+    total = int(offsets[-1])
+    hashes = np.random.default_rng(SEED).integers(0, 4 * SET_SIZE, total).astype(np.uint32)
+    sample = Sample(
+        hashes=hashes,
+        first=offsets[:-1],
+        offsets=offsets,
+        keys=np.zeros(total, np.uint64),
+        distinct=np.zeros(total, np.uint32),
+        before=np.zeros(total + 1, np.uint64),
+        values=np.zeros(total, np.uint32),
+    )
+    blocks = -(-total // sets.THREADS)
+    found = {"key_hashes": sample.launch("key_hashes", blocks, 12 * total, total, count=np.uint32(rows))}
+    keys = np.sort(sample.get("keys"))
+    sample.put("keys", keys)
+    found["mark_distinct"] = sample.launch("mark_distinct", blocks, 12 * total, total, size=np.uint64(total))
+    distinct = sample.get("distinct")
+    sample.put("before", np.concatenate(([0], np.cumsum(distinct))).astype(np.uint64))
+    found["place_sets"] = sample.launch("place_sets", blocks, 24 * total, total, size=np.uint64(total))
+    for number, own in enumerate(hashes.reshape(count, SET_SIZE)):
+        expected = np.unique(own)
+        begin = number * SET_SIZE
+        np.testing.assert_array_equal(sample.get("values")[begin : begin + len(expected)], expected)
+    return found
+
+
+def comparison_loads() -> dict[str, Load]:
+    """Of the kernels that compare: for a pair of sets of about 600 values, or of signatures of 128 lanes. Documents
+    have four candidates, of which the last is like them: 19 of 20 values are theirs."""
+    count, candidates = 16, 4
+    chance, params = np.random.default_rng(SEED), Params()
+    kept = chance.integers(0, 2**32, (count * candidates, SET_SIZE), np.uint32)
+    like = kept[candidates - 1 :: candidates].copy()
+    like[:, ::20] = chance.integers(0, 2**32, like[:, ::20].shape, np.uint32)
+    members = [np.unique(own) for own in (*kept, *like)]
+    sizes = np.array([len(own) for own in members], np.uint32)
+    documents, kept_count, pairs = len(members), len(kept), count * candidates
+    a, b = signing.lane_constants(params.seed, params.num_perm)
+    lanes = np.stack([(own[:, None] * a + b).min(0) for own in members])
+    groups = np.concatenate([lanes[:, i : i + GROUP].reshape(-1) for i in range(0, params.num_perm, GROUP)])
+    u32, u64 = np.uint32, np.uint64
+    arrays = {
+        "values": np.concatenate(members),
+        "set_address": np.zeros(documents, u64),
+        "set_size": sizes,
+        "lanes": groups,
+        "documents": np.arange(documents, dtype=u32),
+        "left": np.repeat(np.arange(kept_count, documents, dtype=u32), candidates),
+        "right": np.arange(pairs, dtype=u32),
+        "common": np.zeros(pairs, u32),
+        "active": np.arange(kept_count, documents, dtype=u32),
+        "begins": np.arange(0, pairs + 1, candidates, dtype=u64),
+        "better": np.arange(pairs, dtype=u32),
+        "previous_equal": np.zeros(1, u32),
+        "kept_equal": np.zeros(1, u32),
+        "request_count": np.zeros(1, u32),
+        "waits": np.zeros(count, u32),
+    }
+    changed = {
+        "cursor": np.arange(0, pairs, candidates, dtype=u64),
+        "requests": np.zeros(count, u32),
+        "large_common": np.zeros(count, u32),
+        "state": np.where(np.arange(documents) < kept_count, u32(1), u32(0)),
+        "keeper": np.zeros(documents, u32),
+        "part": np.zeros(documents, u64),
+        "whole": np.zeros(documents, u64),
+    }
+    sample = Sample(**arrays, **changed)
+    places = np.cumsum(np.concatenate(([0], sizes[:-1]))).astype(u64) * u64(4)
+    sample.put("set_address", u64(sample.address["values"]) + places)
+    set_bytes, blocks = 4 * int(sizes[arrays["left"]].sum() + sizes[arrays["right"]].sum()), -(-count // 8)
+    found = {
+        "intersect_pairs": sample.launch(
+            "intersect_pairs", -(-pairs // 8), set_bytes + 12 * pairs, pairs, count=u32(pairs)
+        )
+    }
+    common = [len(np.intersect1d(members[a], members[b])) for a, b in zip(arrays["left"], arrays["right"], strict=True)]
+    np.testing.assert_array_equal(sample.get("common"), common)
+    ppm = params.threshold_ppm
+    numbers = {
+        "active_count": u32(count),
+        "low": u32(kept_count),
+        "has_equals": u32(0),
+        "threshold_ppm": u64(ppm),
+        "reciprocal": u64(2**64 // (10**6 + ppm)),
+        "lane_document_count": u32(documents),
+        "lane_count": u32(params.num_perm),
+    }
+    for kernel, moved in (("advance_sets", set_bytes), ("advance_lanes", 8 * params.num_perm * pairs)):
+        for name, values in changed.items():
+            sample.put(name, values)
+        found[kernel] = sample.launch(kernel, blocks, moved + 12 * pairs + 60 * count, pairs, **numbers)
+        expected = np.arange(candidates - 1, pairs, candidates)
+        np.testing.assert_array_equal(sample.get("keeper")[kept_count:], expected, kernel)
+        np.testing.assert_array_equal(sample.get("waits"), 0, kernel)
+    return found
+
+
 def resident_warps(kernel: str, gpu: Gpu) -> int:
     """Of a multiprocessor, as registers and shared memory allow."""
     usage, warps = compiled()[1][kernel], THREADS[kernel] // sass.LANES
@@ -231,29 +373,35 @@ def resident_warps(kernel: str, gpu: Gpu) -> int:
     return warps * (min(blocks, gpu.shared_bytes // (usage.shared + 1024)) if usage.shared else blocks)
 
 
+def rows(found: dict[str, Load]) -> Iterator[str]:
+    """Of a table: what a lane executes for an item, and the rest of a kernel."""
+    for kernel, load in found.items():
+        part, seconds = load.limit(H200)
+        counts = [load.instructions, *(load.parts[part] for part in SHOWN)]
+        each = " | ".join(f"{count * sass.LANES / load.items:.1f}" for count in counts)
+        yield f"| `{kernel}` | {each} | {resident_warps(kernel, H200)} | {part} | {seconds * 1e12:,.2f} |"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Predict the times of signing on an H200 from machine code.")
+    parser = argparse.ArgumentParser(description="Predict the times of kernels on an H200 from machine code.")
     parser.add_argument("--bytes", type=int, default=32_000, help="of text in a sample; 32,000 unless given")
     parser.add_argument("--write", action="store_true", help=f"keep the times in {PREDICTED.name}")
     given = parser.parse_args()
+    head = f"| kernel | all | {' | '.join(SHOWN)} | warps | limit | ps |\n"
+    head += "| --- | ---: |" + " ---: |" * len(SHOWN) + " ---: | --- | ---: |"
     predicted: dict[str, Any] = {"kernels": program.digest()[:12], "seconds_per_byte": {}}
     for kind in TEXTS:
         piece, found = loads(kind, given.bytes)
-        print(f"\n{kind}: {piece.size} bytes, {piece.documents} documents, {int(piece.get('needed')[0])} units\n")
-        print(f"| kernel | all | {' | '.join(SHOWN)} | warps | limit | GB/s |")
-        print("| --- | ---: |" + " ---: |" * len(SHOWN) + " ---: | --- | ---: |")
-        seconds = {}
-        for kernel, load in found.items():
-            times = load.seconds(H200)
-            limit = max(times, key=lambda part: times[part])
-            seconds[kernel] = times[limit] / load.text_bytes
-            counts = [load.instructions, *(load.parts[part] for part in SHOWN)]
-            each = " | ".join(f"{count * sass.LANES / load.text_bytes:.1f}" for count in counts)
-            rate = f"{1e-9 / seconds[kernel]:,.0f}"
-            print(f"| `{kernel}` | {each} | {resident_warps(kernel, H200)} | {limit} | {rate} |", flush=True)
+        units = int(piece.get("needed")[0])
+        print(f"\na byte of {kind}: {piece.size} bytes, {piece.documents} documents, {units} units\n")
+        print("\n".join([head, *rows(found)]), flush=True)
+        seconds = {kernel: load.limit(H200)[1] for kernel, load in found.items()}
         seconds["all"] = sum(seconds.values())
-        print(f"| all |{' |' * len(SHOWN)} | | | {1e-9 / seconds['all']:,.0f} |")
+        print(f"\nall: {seconds['all'] * 1e12:.2f} ps a byte, {1e-9 / seconds['all']:,.0f} GB/s")
         predicted["seconds_per_byte"][kind] = seconds
+    for item, found in (("hash", set_loads()), ("comparison", comparison_loads())):
+        print(f"\na {item}:\n\n" + "\n".join([head, *rows(found)]), flush=True)
+        predicted[f"seconds_per_{item}"] = {kernel: load.limit(H200)[1] for kernel, load in found.items()}
     if given.write:
         PREDICTED.write_text(json.dumps(predicted, indent=1) + "\n")
 

@@ -111,7 +111,15 @@ def predicted(found: dict[str, Any]) -> str:
         "least, by the instructions that its machine code for sm_90 executes on samples, and an H200's rates,\n"
         "without stalls, cache misses and launches (`benchmarks/gpu_model.py`; [gpu.md](gpu.md) says how).\n\n"
     )
-    return text + table(" | ".join(["kernel", *texts]), rows)
+    hashes, comparisons = found["seconds_per_hash"], found["seconds_per_comparison"]
+    others = [[f"`{kernel}`", "a shingle hash", f"{seconds * 1e12:.1f}"] for kernel, seconds in hashes.items()]
+    others += [[f"`{kernel}`", "a comparison", f"{seconds * 1e12:,.0f}"] for kernel, seconds in comparisons.items()]
+    pairs = (
+        f"So 10^7 pairs of 600-value sets would take at least **{comparisons['intersect_pairs'] * 1e10:.0f} ms**, and\n"
+        f"10^8 comparisons of signatures {comparisons['advance_lanes'] * 1e11:.0f} ms.\n"
+    )
+    parts = [text, table(" | ".join(["kernel", *texts]), rows), "\nThose of verify:\n\n"]
+    return "".join([*parts, table("kernel | of | ps", others), "\n", pairs])
 
 
 SECTIONS = {

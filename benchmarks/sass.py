@@ -87,9 +87,14 @@ class Memory:
         self._used = 0
 
     def put(self, values: npt.NDArray[Any]) -> int:
+        """Its address."""
         begin, self._used = self._used, -(-(self._used + values.nbytes) // 256) * 256
-        self.bytes[begin : begin + values.nbytes] = values.reshape(-1).view(np.uint8)
+        self.set(self.BASE + begin, values)
         return self.BASE + begin
+
+    def set(self, address: int, values: npt.NDArray[Any]) -> None:
+        begin = address - self.BASE
+        self.bytes[begin : begin + values.nbytes] = values.reshape(-1).view(np.uint8)
 
     def get(self, address: int, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
         begin = address - self.BASE
@@ -224,7 +229,7 @@ class Warp:
         elif kind == "BSYNC":
             self.waits[active] = int(operands[-1][1:])
             self.release()
-        elif kind in ("NOP", "YIELD", "WARPSYNC", "ERRBAR", "MEMBAR", "DEPBAR"):
+        elif kind in ("NOP", "YIELD", "WARPSYNC", "ERRBAR", "CGAERRBAR", "MEMBAR", "CCTL", "DEPBAR"):
             assert kind != "WARPSYNC" or (active == self.alive).all()
         elif kind in ("LDG", "LDS", "STG", "STS", "ST", "LD"):
             self.move(kind, names, operands)

@@ -99,6 +99,25 @@ def test_machine_code_signs_as_the_cpu_does(
         gpu_model.Piece(pa.array(texts, pa.large_string()).cast(pa.large_binary()), Params(shingle=shingle)).run()
 
 
+def test_machine_code_compares_as_numpy_does(
+    nvrtc: tuple[int, int], nvdisasm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That for sm_90. A step of the search that goes to another place shows."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_model
+
+    budgets_hold(nvrtc)
+    found = gpu_model.set_loads() | gpu_model.comparison_loads()
+    assert all(load.instructions > 0 for load in found.values())
+    code, usage = gpu_model.compiled()
+    probe = re.compile(r"(SHFL\.IDX PT, R\d+, R\d+), 0xf,")
+    changed = {name: probe.sub(r"\1, 0x7,", text) for name, text in code.items()}
+    assert changed["intersect_pairs"] != code["intersect_pairs"]
+    monkeypatch.setattr(gpu_model, "compiled", lambda: (changed, usage))
+    with pytest.raises(AssertionError):
+        gpu_model.comparison_loads()
+
+
 # ---------------------------------------------------------------------------------------- what these checks would catch
 
 PLANTED = """

@@ -42,18 +42,32 @@ __device__ __forceinline__ uint32_t lower_bound(const uint32_t* values, uint32_t
 }
 
 /// Size of the intersection, or less than `needed` where it cannot reach that. 32 values of the smaller set at a time
-/// are looked up in what is left of the larger: m / 32 * log2(n) steps. Called by whole warps; every lane has the
-/// result.
+/// are looked up in the next 64 of the larger, which the lanes hold in pairs: in five shuffles, without a load that
+/// waits for another. Sets that can be similar seldom need more than 64; a value that does is looked up in memory.
+/// Called by whole warps; every lane has the result.
 __device__ inline uint32_t warp_intersection(const uint32_t* small, uint32_t m, const uint32_t* large, uint32_t n,
                                              uint32_t needed) {
+  constexpr uint32_t LAST = 0xFFFFFFFFu;  // stands after both sets, and is counted first where it is in them
+  if (m == 0) return 0;
   const uint32_t lane = threadIdx.x & 31;
-  uint32_t common = 0, from = 0;
+  uint32_t common = small[m - 1] == LAST && large[n - 1] == LAST, from = 0;
   for (uint32_t base = 0; base < m; base += 32) {
     if (common + (m - base) < needed) return common;
-    const bool live = base + lane < m;
-    const uint32_t value = live ? small[base + lane] : 0xFFFFFFFFu;
-    const uint32_t at = lower_bound(large, from, n, value);
-    common += __popc(__ballot_sync(WHOLE_WARP, live && at < n && large[at] == value));
+    const uint32_t value = base + lane < m ? small[base + lane] : LAST;
+    const uint32_t place = from + 2 * lane;
+    const uint32_t even = place < n ? large[place] : LAST, odd = place + 1 < n ? large[place + 1] : LAST;
+    uint32_t below = LAST;  // the last of the first 31 pairs that ends below the value, or -1
+#pragma unroll
+    for (uint32_t step = 16; step > 0; step /= 2) {
+      const uint32_t probe = below + step;
+      if (__shfl_sync(WHOLE_WARP, odd, probe) < value) below = probe;
+    }
+    const uint32_t pair = below + 1;
+    const uint32_t first = __shfl_sync(WHOLE_WARP, even, pair), second = __shfl_sync(WHOLE_WARP, odd, pair);
+    const bool beyond = second < value && value != LAST;
+    const uint32_t at = lower_bound(large, from + 2 * pair, beyond ? n : 0, value);
+    const bool found = beyond ? at < n && large[at] == value : value != LAST && (first == value || second == value);
+    common += __popc(__ballot_sync(WHOLE_WARP, found));
     from = __shfl_sync(WHOLE_WARP, at, 31);  // values ascend, so the rest of `small` lies from there on
   }
   return common;
