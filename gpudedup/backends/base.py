@@ -17,12 +17,37 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Shingles:
+class Shingles(Protocol):
     """Shingle hashes of a batch in document order, with repeats: document i has hashes[offsets[i] : offsets[i + 1]]."""
+
+    @property
+    def hashes(self) -> U32:
+        """On the host; brought there anew each time if they lie on a device."""
+
+    @property
+    def offsets(self) -> I64: ...
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Of the host's."""
+
+    def add_to(self, store: SetStore, numbers: U32, rows: U32, *, workers: int) -> None:
+        """`SetStore.add`, from where they lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostShingles:
+    """`Shingles` in memory."""
 
     hashes: U32
     offsets: I64
+
+    @property
+    def bytes_in_memory(self) -> int:
+        return self.hashes.nbytes + self.offsets.nbytes
+
+    def add_to(self, store: SetStore, numbers: U32, rows: U32, *, workers: int) -> None:
+        store.add(numbers, rows, self.hashes, self.offsets, workers=workers)
 
 
 @dataclass(frozen=True, slots=True)

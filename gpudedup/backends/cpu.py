@@ -16,6 +16,7 @@ from gpudedup.backends.base import (
     Buckets,
     Decision,
     GatheredLanes,
+    HostShingles,
     LaneGroups,
     SetStore,
     Shingles,
@@ -71,7 +72,7 @@ class CpuBackend:
         lanes, content, unit_count, hashes, bounds = signer.sign(
             *buffers(text), keep_hashes=keep_hashes, workers=self.workers
         )
-        shingles = Shingles(hashes, bounds) if hashes is not None and bounds is not None else None
+        shingles = HostShingles(hashes, bounds) if hashes is not None and bounds is not None else None
         return lanes, content, unit_count, shingles
 
     def hash_values(self, values: pa.Array) -> U64:

@@ -50,7 +50,7 @@ class ShingleCache:
 
     def add(self, shard: int, row: int, shingles: Shingles) -> None:
         """Hold the hashes of consecutive rows of a shard, from ``row`` on, if there is room."""
-        size = shingles.hashes.nbytes + shingles.offsets.nbytes
+        size = shingles.bytes_in_memory
         if size > self._budget:
             self._budget = 0
             return

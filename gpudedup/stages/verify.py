@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, SetStore
+from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, SetStore, Shingles
 from gpudedup.errors import InputError
 from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
@@ -48,7 +48,7 @@ class ShingleSets:
         for first, shingles in self.signed.cache.drain(self.signed.shard_first):
             ends = np.array([first, first + len(shingles.offsets) - 1], positions.dtype)  # else all are converted
             low, high = np.searchsorted(positions, ends)
-            self._add(store, numbers[low:high], positions[low:high] - ends[0], shingles.hashes, shingles.offsets)
+            self._add(store, numbers[low:high], positions[low:high] - ends[0], shingles)
             rest[low:high] = False
         column = self._params.text_column
         self._read(store, numbers[rest], positions[rest], self._source, self.signed.shard_first, column, progress)
@@ -86,7 +86,7 @@ class ShingleSets:
             for shingles in self._backend.shingles(self._texts(shard, text_column, wanted, sizes)):
                 count, size = sizes.popleft()
                 rows = np.arange(count, dtype=np.uint32)
-                self._add(store, numbers[place : place + count], rows, shingles.hashes, shingles.offsets)
+                self._add(store, numbers[place : place + count], rows, shingles)
                 place += count
                 done += count
                 text_bytes += size
@@ -101,15 +101,14 @@ class ShingleSets:
             sizes.append((len(text), int(value_bytes(text).sum())))
             yield text
 
-    def _add(self, store: SetStore, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
+    def _add(self, store: SetStore, numbers: U32, rows: U32, shingles: Shingles) -> None:
         if not len(numbers):
             return
         with spill_errors("shingle sets"):
-            store.add(
+            shingles.add_to(
+                store,
                 np.ascontiguousarray(numbers, np.uint32),
                 np.ascontiguousarray(rows, np.uint32),
-                hashes,
-                offsets,
                 workers=self._backend.workers,
             )
 

@@ -48,6 +48,9 @@ PIECE_BYTES = 64 << 20
 PIECE_SHARE = 64
 """Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
 
+LEFT_PART = 2
+"""Shingle hashes that wait for sets leave this part of the device's memory to pieces, keys, buckets and the sets."""
+
 
 class CudaBackend:
     """One device with its streams."""
@@ -61,7 +64,9 @@ class CudaBackend:
         self._stream = device.stream()
         self._uploader = Uploader(device, self._stream, workers=self.workers)
         piece_bytes = max(1 << 16, min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE))
-        self._signer = Signer(device, params, piece_bytes=piece_bytes, workers=self.workers)
+        to_sets = params.verify == "exact" and params.clustering == "keepers"
+        left_bytes = device.memory_bytes // LEFT_PART if to_sets else None
+        self._signer = Signer(device, params, piece_bytes=piece_bytes, workers=self.workers, left_bytes=left_bytes)
 
     def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
         source, drawn = iter(batches), deque[ToSign]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,15 +63,20 @@ class DeviceSets:
         return np.ascontiguousarray(numbers[~self._present[numbers]])
 
     def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
+        if not self.add_parts(numbers, rows, (hashes,), offsets):
+            self._host.add(numbers, rows, hashes, offsets, workers=workers)
+            self._present[numbers] = True
+
+    def add_parts(self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64) -> bool:
+        """`add` of hashes that lie in parts on the device and on the host; False if the device has no room."""
         if not self._full:
             try:
                 with self._device.range("sets"):
-                    self._add(numbers, rows, hashes, offsets)
+                    self._add(numbers, rows, parts, offsets)
+                self._present[numbers] = True
             except DeviceMemoryError:
                 self.on_host()
-        if self._full:
-            self._host.add(numbers, rows, hashes, offsets, workers=workers)
-        self._present[numbers] = True
+        return not self._full
 
     def trim(self) -> None:
         """Give back what only `add` needs."""
@@ -91,7 +97,7 @@ class DeviceSets:
             self._host.add(block.documents, rows, values, offsets, workers=self._workers)
         return self._host
 
-    def _add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64) -> None:
+    def _add(self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64) -> None:
         device, stream, count = self._device, self._stream, len(numbers)
         if device.free_bytes() < device.memory_bytes // RESERVE_PART:
             raise DeviceMemoryError(f"{device.name} has no room left for shingle sets")
@@ -100,7 +106,7 @@ class DeviceSets:
         total = int(ends[-1])
         # Only the stretch of the batch that the rows lie in.
         low, high = (int(first.min()), int(offsets[rows + 1].max())) if count else (0, 0)
-        on_device = self._sent("hashes", hashes[low:high])
+        on_device = self._joined("hashes", parts, low, high)
         first_place, places = self._sent("first", first - np.uint64(low)), self._sent("places", ends)
         documents = self._sent("documents", numbers)
         values = device.alloc(total, np.uint32)
@@ -117,6 +123,22 @@ class DeviceSets:
         table += [self.address, self.size]
         device.launch("enter_sets", -(-count // THREADS), THREADS, table, stream)
         self._blocks.append(_Block(values, numbers.copy(), ends))
+
+    def _joined(self, name: str, parts: Sequence[U32 | DeviceArray], low: int, high: int) -> DeviceArray:
+        """The values low .. high - 1 of the parts one after another."""
+        if len(parts) == 1 and isinstance(parts[0], DeviceArray):
+            return parts[0][low:high]
+        target, first = self._working(name, high - low, np.uint32), 0
+        for part in parts:
+            begin, end = max(low, first), min(high, first + part.size)
+            if begin < end:
+                values, place = part[begin - first : end - first], target[begin - low : end - low]
+                if isinstance(values, DeviceArray):
+                    self._device.for_each("copy_values", values.size, [values, place], self._stream)
+                else:
+                    self._uploader.upload(values, place)
+            first += part.size
+        return target
 
     def _working(self, name: str, size: int, dtype: npt.DTypeLike) -> DeviceArray:
         self._work.reserve(name, size, dtype)

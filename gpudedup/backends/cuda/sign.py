@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gpudedup import _cpu
-from gpudedup.backends.base import I32, I64, U8, U32, U64, Shingles, SignedBatch
+from gpudedup.backends.base import I32, I64, U8, U32, U64, HostShingles, Shingles, SignedBatch
 from gpudedup.backends.cuda.device import Arrays, Device, DeviceArray, Event, HostArray, Scalar, sent
+from gpudedup.backends.cuda.shingles import DeviceShingles
 from gpudedup.errors import DeviceMemoryError
 from gpudedup.params import Params, parse_shingle
 
@@ -98,14 +99,10 @@ class _Output:
         self.unit_count = np.empty(count, np.uint64)
         self.band_keys = np.empty((bands, count), np.uint64) if request.band_keys else None
         self.lanes = np.empty((count, lane_count), np.uint32) if request.lanes else None
-        self.hashes: list[U32] = []
+        self.hashes: list[U32 | DeviceArray] = []
         self.shingle_offsets = np.zeros(count + 1, np.int64)  # counts, until all are known
 
-    def signed(self) -> SignedBatch:
-        shingles = None
-        if self.request.shingles:
-            hashes = self.hashes[0] if len(self.hashes) == 1 else np.concatenate(self.hashes)
-            shingles = Shingles(hashes, np.cumsum(self.shingle_offsets))
+    def signed(self, shingles: Shingles | None) -> SignedBatch:
         return SignedBatch(
             content=self.content,
             unit_count=self.unit_count,
@@ -146,10 +143,21 @@ class _Piece:
 class Signer:
     """Signs with the parameters of one run. `sign` may be called again once its last iterator is used up or closed."""
 
-    def __init__(self, device: Device, params: Params, *, piece_bytes: int, slots: int = 3, workers: int = 1) -> None:
+    def __init__(
+        self,
+        device: Device,
+        params: Params,
+        *,
+        piece_bytes: int,
+        slots: int = 3,
+        workers: int = 1,
+        left_bytes: int | None = None,
+    ) -> None:
         """``piece_bytes`` bounds the values of a piece, and what its documents take beside them. On the device, three
         slots take up to 19 times as much for words, 29 times for characters and 8 times for tokens; more where text
-        folds to more units or bytes. ``workers`` threads copy the values to pinned memory."""
+        folds to more units or bytes. ``workers`` threads copy the values to pinned memory. Shingle hashes stay on the
+        device as long as they leave ``left_bytes`` of it free; None: they come to the host."""
+        self._left_bytes = left_bytes
         self._device, self._workers = device, workers
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
@@ -226,7 +234,7 @@ class Signer:
                     continue
                 alone = False
                 if piece.final:
-                    yield piece.output.signed()
+                    yield piece.output.signed(self._shingles(piece.output))
         finally:
             self._synchronize()  # whatever ends this, the memory of pieces is free to be used again
 
@@ -444,15 +452,41 @@ class Signer:
         if output.request.shingles:
             counts = np.where(units >= self._n, units - np.uint32(self._n - 1), units > 0)
             output.shingle_offsets[piece.first + 1 : piece.last + 1] = counts
-            output.hashes.append(self._fetch_packed(slot, int(counts.sum())))
+            packed = slot.device["packed"][: int(counts.sum())]
+            kept = self._keep_packed(packed)
+            output.hashes.append(self._fetch_packed(slot, packed) if kept is None else kept)
 
-    def _fetch_packed(self, slot: _Slot, total: int) -> U32:
+    def _shingles(self, output: _Output) -> Shingles | None:
+        if not output.request.shingles:
+            return None
+        offsets = np.cumsum(output.shingle_offsets)
+        on_host = [part for part in output.hashes if not isinstance(part, DeviceArray)]
+        if len(on_host) < len(output.hashes):
+            return DeviceShingles(self._device, self._fetch, tuple(output.hashes), offsets)
+        return HostShingles(on_host[0] if len(on_host) == 1 else np.concatenate(on_host), offsets)
+
+    def _keep_packed(self, packed: DeviceArray) -> DeviceArray | None:
+        """The shingle hashes of a piece in memory of their own size, if there is room. A copy on
+        the device goes at half of its 4.8 TB/s, one to the host at some 50 GB/s."""
+        if self._left_bytes is None or not packed.size:
+            return None
+        if self._device.free_bytes() < self._left_bytes + packed.nbytes:
+            return None
+        try:
+            kept = self._device.alloc(packed.size, np.uint32)
+        except DeviceMemoryError:
+            return None
+        self._device.for_each("copy_values", packed.size, [packed, kept], self._fetch)
+        self._fetch.record().synchronize()  # from here on another stream may use it
+        return kept
+
+    def _fetch_packed(self, slot: _Slot, packed: DeviceArray) -> U32:
         """The shingle hashes of a piece. They come down only now that their number is known, while the device is
         busy with the next pieces: they take half of the way down, or more, and room for the most there could be is
         several times as much."""
-        slot.host.reserve("packed", total, np.uint32)
-        self._device.download(slot.device["packed"][:total], slot.host["packed"], self._fetch)
+        slot.host.reserve("packed", packed.size, np.uint32)
+        self._device.download(packed, slot.host["packed"], self._fetch)
         self._fetch.record().synchronize()
-        hashes = np.empty(total, np.uint32)
-        _cpu.copy_values(hashes, slot.host["packed"][:total], workers=self._workers)
+        hashes = np.empty(packed.size, np.uint32)
+        _cpu.copy_values(hashes, slot.host["packed"][: packed.size], workers=self._workers)
         return hashes
