@@ -30,6 +30,12 @@ class Budget:
     """Bytes of spills a thread."""
     calls: bool = False
     """Whether it may call a routine; a division of 64 bits is one."""
+    divisions: int = 0
+    """Reciprocals in its code: a division of 32 bits begins with one."""
+    narrow_loads: int = 0
+    """Loads of 8 or 16 bits from device memory in loops."""
+    carries: int = 0
+    """Instructions in innermost loops that take a carry: arithmetic of 64 bits, of hashes or of places in arrays."""
     wants: tuple[str, ...] = ()
     """Instructions, as regular expressions, that it was written for."""
 
@@ -38,35 +44,37 @@ LOADS_16_BYTES = (r"\bLDG\.E\.128\b",)
 STORES_16_BYTES = (r"\bSTG\.E\.128\b",)
 
 BUDGETS = {
-    # Of units.cu: spans and text are read 16 bytes at once.
-    "find_chars": Budget(48, wants=LOADS_16_BYTES),
-    "find_words": Budget(48, wants=LOADS_16_BYTES),
-    "first_chars": Budget(40, wants=LOADS_16_BYTES),
-    "first_words": Budget(40, wants=LOADS_16_BYTES),
-    "join_chars": Budget(40, wants=LOADS_16_BYTES),
-    "join_words": Budget(40, wants=LOADS_16_BYTES),
+    # Of units.cu: spans and text are read 16 bytes at once, and byte by byte only where a code point is decoded and
+    # folded by itself.
+    "find_chars": Budget(48, narrow_loads=16, carries=28, wants=LOADS_16_BYTES),
+    "find_words": Budget(48, narrow_loads=16, carries=24, wants=LOADS_16_BYTES),
+    "first_chars": Budget(40, narrow_loads=8, carries=4, wants=LOADS_16_BYTES),
+    "first_words": Budget(40, narrow_loads=8, carries=4, wants=LOADS_16_BYTES),
+    "join_chars": Budget(40, carries=1, wants=LOADS_16_BYTES),
+    "join_words": Budget(40, carries=1, wants=LOADS_16_BYTES),
     "mark_documents": Budget(16),
-    "measure_chars": Budget(40, wants=LOADS_16_BYTES),
-    "measure_words": Budget(40, wants=LOADS_16_BYTES),
-    # Of sign.cu: shingles are written 16 bytes at once; a lane is a product of 32 by 32 bits and a minimum.
-    "band_keys": Budget(32),
+    "measure_chars": Budget(40, narrow_loads=8, carries=6, wants=LOADS_16_BYTES),
+    "measure_words": Budget(40, narrow_loads=8, carries=6, wants=LOADS_16_BYTES),
+    # Of sign.cu: hashes are of 64 bits; shingles are written 16 bytes at once; a lane is a product of 32 by 32 bits and
+    # a minimum, and places are of 32 bits.
+    "band_keys": Budget(32, divisions=1, carries=16),
     "count_shingles": Budget(16),
-    "hash_tokens": Budget(56, wants=STORES_16_BYTES),
-    "hash_units": Budget(56, wants=STORES_16_BYTES),
+    "hash_tokens": Budget(56, carries=14, wants=STORES_16_BYTES),
+    "hash_units": Budget(56, carries=14, wants=STORES_16_BYTES),
     "pack_shingles": Budget(24),
     "sign_lanes": Budget(56, wants=(r"\bIMAD\.WIDE\.U32\b", r"\bV?IMNMX")),
     # Of sets.cu and jaccard.cu.
     "enter_sets": Budget(24),
-    "intersect_pairs": Budget(32, wants=(r"\bVOTE",)),
-    "key_hashes": Budget(16),
+    "intersect_pairs": Budget(32, wants=(r"\bVOTE", r"\bSHFL\.IDX\b")),
+    "key_hashes": Budget(16, carries=1),
     "mark_distinct": Budget(16),
     "place_sets": Budget(16),
-    # Of decide.cu.
-    "advance_lanes": Budget(56, wants=(r"\bVOTE",)),
-    "advance_sets": Budget(48, wants=(r"\bVOTE",)),
-    "advance_unverified": Budget(40),
-    "count_compared": Budget(40),
-    "measure_large": Budget(32),
+    # Of decide.cu: candidates and the lanes of all documents may be more than 2^32.
+    "advance_lanes": Budget(56, carries=16, wants=(r"\bVOTE",)),
+    "advance_sets": Budget(48, wants=(r"\bVOTE", r"\bSHFL\.IDX\b")),
+    "advance_unverified": Budget(40, carries=4),
+    "count_compared": Budget(40, carries=8),
+    "measure_large": Budget(32, carries=2),
 }
 
 
@@ -134,8 +142,38 @@ def usage_faults(found: Mapping[str, Usage], budgets: Mapping[str, Budget]) -> l
     return sorted(lines)
 
 
+def instructions_and_loops(text: str) -> tuple[list[str], list[range]]:
+    """Instructions of SASS, and which of them each branch back goes over again."""
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    loops = []
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif found := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(found[1].strip())
+            target = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", found[1])
+            # What waits behind the last instruction branches to itself.
+            if target and labels.get(target[1], len(instructions)) < len(instructions) - 1:
+                loops.append(range(labels[target[1]], len(instructions)))
+    return instructions, loops
+
+
+def loop_counts(text: str) -> dict[str, int]:
+    """What `Budget` bounds in loops, and divisions."""
+    instructions, loops = instructions_and_loops(text)
+    inner = [own for own in loops if not any(own != other and other[0] in own and other[-1] in own for other in loops)]
+    in_loops, in_inner = ({i for loop in some for i in loop} for some in (loops, inner))
+    return {
+        "divisions": sum("MUFU.RCP" in each for each in instructions),
+        "narrow_loads": sum(re.search(r"\bLDG?\.E\.[US](8|16)\b", instructions[i]) is not None for i in in_loops),
+        "carries": sum(re.search(r"\.E?X\b", instructions[i]) is not None for i in in_inner),
+    }
+
+
 def code_faults(code: Mapping[str, str], budgets: Mapping[str, Budget]) -> list[str]:
-    """Where SASS reads or writes local memory, calls a routine, or lacks what is wanted, against its budget."""
+    """Where SASS reads or writes local memory, calls a routine, jumps by a table, has more than its budget of what is
+    slow in loops, or lacks what is wanted."""
     lines = []
     for name, text in code.items():
         budget = budgets[name]
@@ -143,5 +181,10 @@ def code_faults(code: Mapping[str, str], budgets: Mapping[str, Budget]) -> list[
             lines.append(f"{name} uses local memory: {hit[0]}")
         if not budget.calls and (hit := re.search(r"\bCALL\b.*", text)):
             lines.append(f"{name} calls a routine: {hit[0]}")
+        if hit := re.search(r"\bBRX\b.*", text):
+            lines.append(f"{name} jumps by a table: {hit[0]}")
+        for what, count in loop_counts(text).items():
+            if count > getattr(budget, what):
+                lines.append(f"{name} has {what} {count}, {getattr(budget, what)} allowed")
         lines += [f"{name} has no {wanted}" for wanted in budget.wants if not re.search(wanted, text)]
     return sorted(lines)

@@ -138,12 +138,18 @@ extern "C" __global__ void __launch_bounds__(1024, 2) spill(const unsigned* from
 extern "C" __global__ void divide(const unsigned long long* from, unsigned long long* to) {
   to[threadIdx.x] = from[threadIdx.x] / from[threadIdx.x + 1];
 }
+extern "C" __global__ void loops(const unsigned char* from, unsigned long long size, unsigned* to, unsigned by) {
+  unsigned sum = 0;
+#pragma unroll 1
+  for (unsigned long long i = threadIdx.x; i < size; i += 32) sum += from[i];
+  to[threadIdx.x] = sum / by;
+}
 """
 
 
 def test_planted_faults_are_found(nvrtc: tuple[int, int], nvdisasm: str, tmp_path: Path) -> None:
     cubin, found = static.compile_kernels(PLANTED, ("-std=c++17",), 90)
-    budgets = {name: Budget(255) for name in ("stack", "spill", "divide", "gone")} | {"good": Budget(4)}
+    budgets = {name: Budget(255) for name in ("stack", "spill", "divide", "loops", "gone")} | {"good": Budget(4)}
     lines = "\n".join(static.usage_faults(found, budgets))
     assert re.fullmatch(
         r"gone has a budget and is no kernel\ngood takes registers \d+, 4 allowed\nspill takes spilled \d+, 0 allowed\n"
@@ -155,11 +161,14 @@ def test_planted_faults_are_found(nvrtc: tuple[int, int], nvdisasm: str, tmp_pat
     budgets = dict.fromkeys(code, Budget(255)) | {"good": Budget(255, wants=(*static.LOADS_16_BYTES, r"\bREDUX\b"))}
     lines = "\n".join(static.code_faults(code, budgets))
     assert re.fullmatch(
-        r"divide calls a routine: CALL.*\ngood has no \\bREDUX\\b\nspill uses local memory: STL.*\n"
-        r"stack uses local memory: STL.*",
+        r"divide calls a routine: CALL.*\ndivide has divisions \d, 0 allowed\ngood has no \\bREDUX\\b\n"
+        r"loops has carries \d, 0 allowed\nloops has divisions 1, 0 allowed\nloops has narrow_loads 1, 0 allowed\n"
+        r"spill uses local memory: STL.*\nstack has carries 1, 0 allowed\nstack uses local memory: STL.*",
         lines,
     )
-    allowed = dict.fromkeys(code, Budget(255, stack=1024, spilled=1024, calls=True))
+    allowed = dict.fromkeys(
+        code, Budget(255, stack=1024, spilled=1024, calls=True, divisions=2, narrow_loads=1, carries=9)
+    )
     assert not static.usage_faults(found, allowed)
     assert not static.code_faults(code, allowed)
 
