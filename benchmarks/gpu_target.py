@@ -195,6 +195,10 @@ class Timed:
         with self._span(body, stream):
             self._device.for_each(body, count, args, stream)
 
+    def copy(self, source: DeviceArray, target: DeviceArray, stream: Stream) -> None:
+        with self._span("copy", stream):
+            self._device.copy(source, target, stream)
+
     def fill(self, target: DeviceArray, byte: int, stream: Stream) -> None:
         with self._span("fill", stream):
             self._device.fill(target, byte, stream)

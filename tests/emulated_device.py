@@ -44,6 +44,7 @@ class Counters:
     sorts: int = 0
     scans: int = 0
     fills: int = 0
+    copies: int = 0
     synchronisations: int = 0
     uploads: int = 0
     downloads: int = 0
@@ -287,6 +288,19 @@ class EmulatedDevice:
             host[:] = content
 
         self._submit(stream, run, reads=[source], host=host)
+
+    def copy(self, source: DeviceArray, target: DeviceArray, stream: EmulatedStream) -> None:
+        self._enter()
+        require("copy", source.dtype == target.dtype and source.size <= target.size)
+        self.counters.copies += 1
+        begin, end = target.address, target.address + source.nbytes
+        require("copy", end <= source.address or source.address + source.nbytes <= begin)
+        given, content = self._bytes(source), self._bytes(target)[: source.nbytes]
+
+        def run() -> None:
+            content[:] = given
+
+        self._submit(stream, run, reads=[source], writes=[target[: source.size]])
 
     def fill(self, target: DeviceArray, byte: int, stream: EmulatedStream) -> None:
         self._enter()

@@ -213,6 +213,7 @@ class FakeCupy(types.ModuleType):
             CUDARuntimeError=CUDARuntimeError,
             memcpyHostToDevice=1,
             memcpyDeviceToHost=2,
+            memcpyDeviceToDevice=3,
             memcpyAsync=memcpy,
             memsetAsync=memset,
             memGetInfo=mem_info,

@@ -257,6 +257,7 @@ def test_the_real_cupy_has_all_that_is_used(nvrtc: tuple[int, int]) -> None:
             assert names_of(value) <= set(dir(real)), name
     assert {"RawModule", "ndarray", "cumsum", "__version__"} <= set(dir(cupy))
     assert cupy.cuda.runtime.memcpyHostToDevice == fake.cuda.runtime.memcpyHostToDevice
+    assert cupy.cuda.runtime.memcpyDeviceToDevice == fake.cuda.runtime.memcpyDeviceToDevice
     assert cupy.cuda.runtime.memcpyDeviceToHost == fake.cuda.runtime.memcpyDeviceToHost
 
 

@@ -75,6 +75,10 @@ def test_copies_and_fills(device: CupyDevice, cupy: FakeCupy) -> None:
     assert get(device, stream, array).tolist() == values.tolist()
     device.upload(values[:3], array[5:], stream)  # shorter than its target
     assert get(device, stream, array[4:9]).tolist() == [4, 0, 1, 2, 8]
+    copied = put(device, stream, np.zeros(6, np.uint32))
+    device.copy(array[4:8], copied[1:], stream)
+    assert get(device, stream, copied).tolist() == [0, 4, 0, 1, 2, 0]
+    assert [call[1] for call in cupy.calls if call[0] == "memcpyAsync"][-2:] == [3, 2]
     assert {call[2] for call in cupy.calls if call[0] == "memcpyAsync"} == {1}, "on this device"
     assert {call[3] for call in cupy.calls if call[0] in ("memcpyAsync", "memsetAsync")} == {stream.handle.ptr}
     assert cupy.current_device() == 0, "what was current is so again"
@@ -88,6 +92,8 @@ def test_copies_that_do_not_fit(device: CupyDevice, size: int, dtype: Any, error
     array = device.alloc(10, np.uint32)
     with pytest.raises(error):
         device.upload(np.zeros(size, dtype), array, stream)
+    with pytest.raises(error):
+        device.copy(device.alloc(size, dtype), array, stream)
     with pytest.raises(TypeError, match="contiguous"):
         device.upload(np.zeros(20, np.uint32)[::2], array, stream)
 
@@ -439,7 +445,8 @@ def test_gpu_copies_and_fills(gpu: CupyDevice, size: int) -> None:
     pinned[:] = values
     for source in (values, pinned):
         assert np.array_equal(get(gpu, stream, put(gpu, stream, source)), values)
-    array = put(gpu, stream, values)
+    array = gpu.alloc(size, np.uint32)
+    gpu.copy(put(gpu, stream, values), array, stream)
     gpu.fill(array[size // 2 :], 0xA5, stream)
     values[size // 2 :] = 0xA5A5A5A5
     assert np.array_equal(get(gpu, stream, array), values)

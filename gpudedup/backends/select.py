@@ -8,10 +8,10 @@ from gpudedup.errors import DeviceError
 from gpudedup.machine import worker_count
 from gpudedup.params import Params
 
-BYTES_A_WORKER = 50_000_000
-"""With less input for each CPU worker, "auto" leaves the GPU alone. By arithmetic, not by measurement: until a context
-is there and the kernels are loaded takes half a second or more, and a worker gets through some 100 MB of text a second
-meanwhile (two came to 150 to 300 MB/s)."""
+BYTES_A_WORKER = 200_000_000
+"""With less input for each CPU worker, "auto" leaves the GPU alone: what a worker gets through, some 100 MB of text a
+second, until a GPU does its first work. By arithmetic, not by measurement of a GPU: half a second for a context and the
+kernels, and 1.5 seconds of Numba, which compiles its loops anew in each process (docs/gpu.md)."""
 
 
 def select_backend(params: Params, input_bytes: int | None = None) -> Backend:

@@ -21,7 +21,6 @@ BODIES: dict[str, Callable[..., None]] = {
         buckets.place_slots,
         buckets.mark_bounded,
         buckets.mark_shared_members,
-        buckets.copy_values,
         buckets.count_up,
         candidates.count_window,
         candidates.list_window,

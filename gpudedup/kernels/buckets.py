@@ -78,11 +78,6 @@ def mark_shared_members(slot: int, members: Any, bucket_of: Any, first_slot: Any
         marks[np.int64(members[slot])] = 1
 
 
-def copy_values(i: int, source: Any, target: Any) -> None:
-    """target = source."""
-    target[i] = source[i]
-
-
 def count_up(i: int, first: Any, target: Any) -> None:
     """target = first, first + 1, ..."""
     target[i] = np.int64(first) + i

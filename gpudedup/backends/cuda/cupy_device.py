@@ -214,6 +214,20 @@ class CupyDevice:
             runtime.memcpyAsync(*addresses, size * there.dtype.itemsize, getattr(runtime, direction), stream.handle.ptr)
         stream.keep(there.owner, here)
 
+    def copy(self, source: DeviceArray, target: DeviceArray, stream: device.Stream) -> None:
+        assert isinstance(stream, CupyStream)
+        if source.dtype != target.dtype:
+            raise TypeError(f"{source.dtype} is copied to {source.dtype}, not {target.dtype}")
+        if source.size > target.size:
+            raise ValueError(f"{source.size} values do not fit in {target.size}")
+        if source.size == 0:
+            return
+        runtime = self.cupy.cuda.runtime
+        with self.current(f"copying {source.nbytes:,} bytes on the device"):
+            kind = runtime.memcpyDeviceToDevice
+            runtime.memcpyAsync(target.address, source.address, source.nbytes, kind, stream.handle.ptr)
+        stream.keep(source.owner, target.owner)
+
     def fill(self, target: DeviceArray, byte: int, stream: device.Stream) -> None:
         assert isinstance(stream, CupyStream)
         if target.size == 0:

@@ -96,6 +96,9 @@ class Device(Protocol):
         """Copy to the host; ``target`` is good once the stream has passed the copy. Equal dtypes; source may be
         shorter."""
 
+    def copy(self, source: DeviceArray, target: DeviceArray, stream: Stream) -> None:
+        """Copy on the device. Equal dtypes; source may be shorter; they do not overlap."""
+
     def fill(self, target: DeviceArray, byte: int, stream: Stream) -> None:
         """Set every byte of ``target``."""
 

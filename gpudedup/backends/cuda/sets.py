@@ -134,7 +134,7 @@ class DeviceSets:
             if begin < end:
                 values, place = part[begin - first : end - first], target[begin - low : end - low]
                 if isinstance(values, DeviceArray):
-                    self._device.for_each("copy_values", values.size, [values, place], self._stream)
+                    self._device.copy(values, place, self._stream)
                 else:
                     self._uploader.upload(values, place)
             first += part.size

@@ -476,7 +476,7 @@ class Signer:
             kept = self._device.alloc(packed.size, np.uint32)
         except DeviceMemoryError:
             return None
-        self._device.for_each("copy_values", packed.size, [packed, kept], self._fetch)
+        self._device.copy(packed, kept, self._fetch)
         self._fetch.record().synchronize()  # from here on another stream may use it
         return kept
 

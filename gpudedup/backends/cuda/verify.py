@@ -138,7 +138,7 @@ class Keepers:
         device.for_each("count_up", count, [np.uint32(low), active], stream)
         before = device.alloc(count + 1, np.uint64)
         cursor = device.alloc(count, np.uint64)
-        device.for_each("copy_values", count, [candidates.begins, cursor], stream)
+        device.copy(candidates.begins[:count], cursor, stream)
         requests = filled(device, count, np.uint32, 0, stream)
         common = device.alloc(count, np.uint32)
         request_count = device.alloc(1, np.uint32)
