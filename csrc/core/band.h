@@ -8,9 +8,10 @@ constexpr uint64_t SCOPE_NONE = 0;  // no `within` column
 constexpr uint64_t SCOPE_NULL = 1;  // a null in it
 
 /// 64-bit key of one band of a signature: its number, the scope and its lanes.
-GPUDEDUP_HD uint64_t band_key(uint64_t band, uint64_t scope, const uint32_t* lanes, uint64_t rows) {
+template <class Count>
+GPUDEDUP_HD uint64_t band_key(uint64_t band, uint64_t scope, const uint32_t* lanes, Count rows) {
   uint64_t key = absorb(mix(band + GOLDEN), scope);
-  for (uint64_t i = 0; i < rows; ++i) key = absorb(key, lanes[i]);
+  for (Count i = 0; i < rows; ++i) key = absorb(key, lanes[i]);
   return key;
 }
 

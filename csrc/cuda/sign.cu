@@ -245,9 +245,9 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
       group_a[k] = a[group + k * WARP_THREADS + warp_lane()];
       group_b[k] = b[group + k * WARP_THREADS + warp_lane()];
     }
-    uint32_t document = low;
+    uint32_t document = low, from = first[low], to = first[low + 1];
+    uint8_t* const own_lanes = reinterpret_cast<uint8_t*>(lanes + group + warp_lane());
     for (;;) {
-      const uint32_t from = first[document], to = first[document + 1];
       const uint32_t shingles_end = from + shingle_count(to - from, n);
       const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
       uint32_t best[THREAD_LANES] = {EMPTY_LANE, EMPTY_LANE, EMPTY_LANE, EMPTY_LANE};
@@ -270,9 +270,12 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
         }
       }
 #pragma unroll 1
-      for (; i + 2 <= stop; i += 2) take(shingles[i], shingles[i + 1]);
+      for (; i + 2 <= stop; i += 2) {
+        const uint32_t* two = shingles + i;
+        take(two[0], two[1]);
+      }
       if (i < stop) take(shingles[i], shingles[i]);
-      uint32_t* own = lanes + static_cast<uint64_t>(document) * lane_count + group + warp_lane();
+      uint32_t* own = reinterpret_cast<uint32_t*>(own_lanes + static_cast<uint64_t>(document) * (4 * lane_count));
       const uint32_t lanes_left = here < stop ? lane_count - group : 0;
       if (from >= begin && shingles_end <= end) {
 #pragma unroll
@@ -288,7 +291,13 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
       }
       if (to >= end) break;
       // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
-      document = first[document + 2] > to ? document + 1 : document_of(first, document + 2, documents - 1, to);
+      from = to;
+      to = first[document + 2];
+      ++document;
+      if (to == from) {
+        document = document_of(first, document + 1, documents - 1, from);
+        to = first[document + 1];
+      }
     }
   }
 }
