@@ -2,7 +2,7 @@
 
 Whatever is slow to import is imported inside the commands. Exit codes: 0 done; 1 failed; 2 usage or bad parameters;
 3 input; 4 artefacts; 5 device; 85 a run was stopped by a signal and can be continued; 130, 138 and 143 what cannot be
-continued was stopped by SIGINT, SIGUSR1 or SIGTERM.
+continued was stopped by SIGINT, SIGTERM, SIGHUP or SIGUSR1.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ app = typer.Typer(
 
 app.add_typer(bench_app, name="bench")
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What stops a command; batch systems send SIGUSR1 ahead of a time limit."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What stops a command; batch systems send SIGUSR1 ahead of a time limit, a terminal that is closed sends SIGHUP."""
 
 RESUMABLE = 85
 """Exit code of a run that was stopped and can be continued."""

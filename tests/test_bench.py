@@ -87,7 +87,7 @@ def changed(**fields: Any) -> bytes:
         (changed() + b"\n{", "line 2, is no result"),
         (changed(figures={"a": 1}).replace(b'"a": 1', b'"a": 1e999'), "line 1, is no result"),
         (changed(figures={"a": 1}).replace(b'"a": 1', b'"a": NaN'), "line 1, is no result"),
-        (changed(format=FORMAT + 1, more={"new": []}), "use a newer gpudedup"),
+        (changed(format=FORMAT + 1, more={"new": []}), "use another gpudedup"),
     ],
 )
 def test_what_is_no_result_is_one_line(data: bytes, message: str, tmp_path: Path) -> None:
@@ -134,6 +134,12 @@ def test_a_process_is_measured_with_its_children() -> None:
     assert 0.4 < done.cpu_seconds < 5
     assert done.seconds >= 0.4
     assert 2 * MEGABYTES * 1e6 < done.peak_bytes() < 2 * MEGABYTES * 1e6 + 150e6
+
+
+def test_what_forks_share_is_counted_once() -> None:
+    hold = f"held = b'x' * {MEGABYTES}000000"
+    done = python(f"import os, time; {hold}; children = [os.fork() for _ in range(1)]; time.sleep(0.6)")
+    assert MEGABYTES * 1e6 < done.peak_bytes() < MEGABYTES * 1e6 + 150e6
 
 
 def test_memory_is_that_of_the_time_asked_about() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -17,23 +18,27 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 import gpudedup
 from gpudedup.backends.cpu import CpuBackend
+from gpudedup.bench import command as command_module
 from gpudedup.bench.compare import compare
 from gpudedup.bench.devices import Device, present_devices
 from gpudedup.bench.inputs import Inputs, made
 from gpudedup.bench.measure import Measured
 from gpudedup.bench.record import Host, Record, Spread, Text, new_record, read_records, write_records
-from gpudedup.bench.suites import Order, match, scaling, signatures, transfers
+from gpudedup.bench.suites import Order, end_to_end, match, scaling, signatures, transfers
 from gpudedup.bench.suites.end_to_end import check_planted
-from gpudedup.bench.summary import markdown, sections, write_pictures
+from gpudedup.bench.summary import Table, markdown, sections, write_pictures
 from gpudedup.errors import BenchmarkError, DeviceError, ParameterError
 from gpudedup.params import make_params
 
 MAIN = [sys.executable, "-c", "from gpudedup.cli import main; main()", "bench"]
+one_bench = pytest.mark.xdist_group("one bench")  # that of the fixture `quick`
 SUITES = ("transfers", "signatures", "short-texts", "match", "end-to-end", "scaling", "memory")
 
 
@@ -58,6 +63,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record],
     return out, read_records(out / "results.jsonl"), done.stdout
 
 
+@one_bench
 def test_every_suite_measures_and_says_how(quick: tuple[Path, list[Record], str]) -> None:
     _, records, _ = quick
     assert list(dict.fromkeys(record.suite for record in records)) == list(SUITES)
@@ -74,12 +80,14 @@ def test_every_suite_measures_and_says_how(quick: tuple[Path, list[Record], str]
     assert tiers == {str(device) for device in present_devices(["cpu"])[0]}
 
 
+@one_bench
 def test_json_is_what_is_written(quick: tuple[Path, list[Record], str]) -> None:
     out, records, stdout = quick
     assert stdout == (out / "results.jsonl").read_text()
     assert [json.loads(line)["case"] for line in stdout.splitlines()] == [record.case for record in records]
 
 
+@one_bench
 def test_figures_agree(quick: tuple[Path, list[Record], str]) -> None:
     """Rates are bytes over medians, bytes are those of the corpus, and stages are within the whole."""
     for record in quick[1]:
@@ -94,6 +102,7 @@ def test_figures_agree(quick: tuple[Path, list[Record], str]) -> None:
             assert record.corpus.text_bytes == record.figures["text_bytes"]
 
 
+@one_bench
 def test_a_summary_is_written(quick: tuple[Path, list[Record], str]) -> None:
     page = (quick[0] / "summary.md").read_text()
     for name in SUITES:
@@ -102,6 +111,7 @@ def test_a_summary_is_written(quick: tuple[Path, list[Record], str]) -> None:
     assert "checked" in page
 
 
+@one_bench
 def test_a_result_compares_with_itself(quick: tuple[Path, list[Record], str], tmp_path: Path) -> None:
     before = quick[0] / "results.jsonl"
     done = called(tmp_path, "--quick", "--size", "1MB", "--repeat", 2, "--suite", "match", "--compare", before)
@@ -198,7 +208,7 @@ def test_no_room_is_one_line(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stopped_bench_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
@@ -213,6 +223,25 @@ def test_a_stopped_bench_leaves_nothing(number: signal.Signals, tmp_path: Path) 
     assert err == f"gpudedup: stopped by {number.name}; what was unfinished has been removed\n"
     assert os.listdir(tmp_path) == []
     assert not [pid for pid in family if alive(pid)]
+
+
+def test_a_stopped_bench_keeps_what_it_measured_and_spares_what_is_there(tmp_path: Path) -> None:
+    tmp, out = tmp_path / "tmp", tmp_path / "out"
+    for folder in (tmp, out):
+        folder.mkdir()
+    (out / "results.jsonl").write_text("an earlier result")
+    command = [*MAIN, "--suite", "transfers", "--size", "300MB", "--repeat", "1", "--out", str(out)]
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(tmp)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        wait_for((out / "results.unfinished.jsonl").exists)
+        process.send_signal(signal.SIGINT)
+        shown, _ = process.communicate(timeout=30)
+    measured = read_records(out / "results.unfinished.jsonl")
+    assert measured
+    assert all(record.case in shown for record in measured)
+    assert (out / "results.jsonl").read_text() == "an earlier result"
+    assert not (out / "summary.md").exists()
 
 
 def wait_for(look: Callable[[], Any]) -> Any:
@@ -360,6 +389,27 @@ def test_wrong_decisions_are_found(tmp_path: Path) -> None:
         match.check_decision(tmp_path / "run", generated, make_params(options))
 
 
+@pytest.mark.parametrize("output", ["kept", "mask"])
+def test_wrong_outputs_are_found(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of either kind: what a job left is exchanged for the other documents."""
+    whole = end_to_end.run_jobs
+
+    def damaged(text: Inputs, work: Path, *arguments: Any, **options: Any) -> Any:
+        done = whole(text, work, *arguments, **options)
+        if options["output"] == output:
+            for file in work.glob("*/kept/*" if output == "kept" else "*/keep_mask/*"):
+                table = pq.read_table(file)
+                pq.write_table(table.slice(1) if output == "kept" else inverted(table), file)
+        return done
+
+    def inverted(mask: pa.Table) -> pa.Table:
+        return mask.set_column(0, mask.schema.field(0), pc.invert(mask.column(0)))
+
+    monkeypatch.setattr(end_to_end, "run_jobs", damaged)
+    with pytest.raises(BenchmarkError, match="audit"):
+        list(end_to_end.suite(order_in(tmp_path)))
+
+
 def test_removals_of_a_made_corpus_are_held_to_what_was_planted(tmp_path: Path) -> None:
     text = made(order_in(tmp_path))
     removed = gpudedup.run(list(text.files), tmp_path / "run", output="none").removed
@@ -425,16 +475,37 @@ def timed(*seconds: float, **fields: Any) -> Record:
         ((1.0, 1.5, 2.0), (1.2, 1.6, 2.1), "within noise", 1.5 / 1.6),
         ((1.0, 1.0, 1.0), (1.02, 1.02, 1.02), "within noise", 1 / 1.02),  # below what processes differ by
         ((1.0,), (2.0,), "one repeat tells nothing", 0.5),
-        ((0.0, 0.0), (0.0, 0.0), "within noise", None),
+        ((0.0, 0.0), (0.0, 0.0), "within noise", 1.0),
     ],
 )
-def test_verdicts(now: tuple[float, ...], before: tuple[float, ...], verdict: str, ratio: float | None) -> None:
+def test_verdicts(now: tuple[float, ...], before: tuple[float, ...], verdict: str, ratio: float) -> None:
     ((one,), left_out) = compare([timed(*now)], [timed(*before)])
-    if ratio is not None:
-        assert (one.verdict, left_out) == (verdict, [])
-        assert one.ratio == pytest.approx(ratio)
+    assert (one.verdict, left_out) == (verdict, [])
+    assert one.ratio == pytest.approx(ratio)
+    if max(before) > 0:
         assert one.least == pytest.approx(min(now) / max(before))
         assert one.most == pytest.approx(max(now) / min(before))
+
+
+def test_no_verdict_of_a_busy_machine() -> None:
+    busy = 3.0 * new_record("signatures", "a", device="cpu", seed=1, figures={"x": 1.0}).host.cores
+    for now, before in ((0.1, busy), (busy, 0.1)):
+        ((one,), _) = compare([timed(2, 2, load=now, cpu_seconds=3.0)], [timed(1, 1, load=before, cpu_seconds=2.0)])
+        assert (one.verdict, one.cpu_ratio) == ("the machine was busy", 1.5)
+
+
+@pytest.mark.parametrize(("now", "verdict"), [(0.995, "same F1"), (0.1, "worse F1"), (0.999, "better F1")])
+def test_quality_is_compared(now: float, verdict: str) -> None:
+    def judged(f1: float) -> Record:
+        return new_record("quality", "all sets", device="cpu", seed=1, figures={"f1_share": f1})
+
+    ((one,), left_out) = compare([judged(now)], [judged(0.995)])
+    assert (one.verdict, left_out) == (verdict, [])
+
+
+def test_programs_are_told_apart() -> None:
+    found, _ = compare(*([timed(1.0, suite="peers", program=name) for name in ("gpudedup", "b")] for _ in range(2)))
+    assert [one.case for one in found] == ["english", "b: english"]
 
 
 def test_only_like_is_compared_with_like() -> None:
@@ -470,20 +541,32 @@ def test_hostile_results_are_harmless(tmp_path: Path, command: Any) -> None:
     assert "\u202e" not in done.out
 
 
+def test_no_digit_is_lost_in_a_narrow_terminal() -> None:
+    cells = ("a case with a name that is long", "cpu (avx512)", "0.1234", "123,456 to 234,567", "1.0000")
+    shown = Console(width=40, file=io.StringIO())
+    command_module._show_table(shown, Table(("case", "device", "s", "least to most", "F1"), [cells]))
+    assert isinstance(shown.file, io.StringIO)
+    for number in cells[2:]:
+        assert number in shown.file.getvalue()
+
+
 def test_what_could_not_be_measured_stands_in_the_table() -> None:
     (one,) = sections([timed(1.0), new_record("signatures", "b", device="cuda:0", seed=1, cannot="no such GPU")])
     assert "not measured: b, cuda:0: no such GPU" in one.notes
     assert any("cannot" in row for row in one.table.rows)
 
 
+@one_bench
 def test_pictures(quick: tuple[Path, list[Record], str], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     curve = {"similarity": [0.5, 0.9], "recall": [0.2, 1.0], "theory": [0.3, 0.99]}
-    quality = timed(1.0, suite="quality", curves=curve, figures={"f1_share": 0.99, "text_megabytes_per_second": 5.0})
+    quality = new_record("quality", "all sets", device="cpu", seed=1, curves=curve, figures={"f1_share": 0.99})
+    speed = {"lenient_f1_share": 0.99, "text_megabytes_per_second": 5.0}
+    peer = timed(1.0, suite="peers", program="a peer", version="1", figures=speed)
     slope = timed(
         1.0, suite="scaling", curves={"text_bytes": [1.0, 2.0], "cpu_seconds": [1.0, 2.1]}, figures={"slope": 1.0}
     )
-    names = write_pictures(tmp_path, [*quick[1], quality, slope])
+    names = write_pictures(tmp_path, [*quick[1], quality, peer, slope])
     assert names == ["stages.svg", "scaling.svg", "quality.svg", "s-curve.svg"]
     for name in names:
         assert (tmp_path / name).read_text().startswith("<?xml")
@@ -491,5 +574,5 @@ def test_pictures(quick: tuple[Path, list[Record], str], tmp_path: Path) -> None
     first = (tmp_path / "scaling.svg").read_bytes()
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    write_pictures(tmp_path, [*quick[1], quality, slope])
+    write_pictures(tmp_path, [*quick[1], quality, peer, slope])
     assert (tmp_path / "scaling.svg").read_bytes() == first

@@ -263,14 +263,17 @@ def corpus(folder: Path) -> Inputs:
     return Inputs("tiny", files, "text", 4, sum(len(text) for _, texts in parts for text in texts))
 
 
-def table(tmp_path: Path, *peers: Peer, **options: object) -> dict[str, Record]:
+def table(tmp_path: Path, *peers: Peer, least: int = 0, **options: object) -> dict[str, Record]:
+    """Records by case and program. least: bytes of text from which on programs are compared."""
     given = corpus(tmp_path / "corpus")
+    part = Inputs("tiny", given.files[:1], "text", 3, given.text_bytes - len("that is all there is"))
     own = order(tmp_path, peers=tmp_path / "peers", **options)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patched:
         patched.setattr(run, "PEERS", peers)
         patched.setattr(run, "OURS", (peer("first", "all"), peer("lean", "all")))
-        return {f"{one.case}/{one.program}": one for one in run.records(own, run.Corpora(given, given, given))}
+        patched.setattr(run, "RATIO_BYTES", least)
+        return {f"{one.case}/{one.program}": one for one in run.records(own, run.Corpora(given, part, given))}
 
 
 def peer(name: str, module: str, **options: object) -> Peer:
@@ -313,7 +316,7 @@ def test_every_peer_is_in_the_table_with_figures_or_a_reason(programs: Path, tmp
         to_line(record)
 
     (shown,) = sections(list(found.values()))
-    assert [row[0].split()[0] for row in shown.table.rows] == ["first", "lean", *names, "absent", "cuda"]
+    assert [row[0].split()[0] for row in shown.table.rows] == ["no", "first", "lean", *names, "absent", "cuda"]
     said = "\n".join(shown.notes)
     assert "speed over fastest (good)" in said
     assert "good: as told" in said
@@ -331,8 +334,35 @@ def test_a_peer_that_takes_too_long_is_stopped(programs: Path, tmp_path: Path) -
 def test_ids_that_are_none_are_an_error(then: str, programs: Path, tmp_path: Path) -> None:
     (programs / "odd.py").write_text(PROGRAM.format(before="", then=then))
     python = environments.python_of(tmp_path / "peers", peer("odd", "odd"))
-    with pytest.raises(BenchmarkError, match="odd keeps"):
-        run.run_peer(peer("odd", "odd"), python, corpus(tmp_path / "corpus"), tmp_path, 1, 60.0)
+    answer = run.run_peer(peer("odd", "odd"), python, corpus(tmp_path / "corpus"), tmp_path, 1, 60.0)
+    assert isinstance(answer, str)
+    assert answer.startswith("its answer is wrong: it keeps")
+
+
+def test_what_peers_could_reach_is_said(programs: Path, tmp_path: Path) -> None:
+    """Their shingles fold case alone: of a text in the other script they see no copy."""
+    (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
+    text = "這份軟體手冊說明如何安裝與設定監控系統"
+    file = tmp_path / "scripts.parquet"
+    simplified = "这份软体手册说明如何安装与设定监控系统"
+    pq.write_table(pa.table({"id": [0, 1, 2], "text": [text, simplified, text + "。"]}), file)
+    given = Inputs("scripts", (str(file),), "text", 3, 3 * len(text))
+    pairs = run._exact_pairs(given)
+    record = run._without_fault(given, Judge(3, pairs), order(tmp_path))
+    assert record.figures["exact_removed_count"] == 2
+    assert record.figures["removed_count"] == 1
+    assert record.figures["lenient_recall_share"] == 0.5
+
+
+def test_install_spares_what_is_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rensa").mkdir()
+    (tmp_path / "rensa" / "mine.py").write_text("work")
+    made = []
+    monkeypatch.setattr(environments.venv, "create", lambda folder, **options: made.append(folder))
+    answers = {one.name: answer for one, answer in environments.install(tmp_path, ["rensa"])}
+    assert "is there and no environment" in answers["rensa"]
+    assert made == []
+    assert (tmp_path / "rensa" / "mine.py").read_text() == "work"
 
 
 def test_gpudedup_does_the_job_of_the_peers(tmp_path: Path) -> None:
@@ -359,12 +389,24 @@ def test_corpora_of_peers_from_files_of_a_user(tmp_path: Path) -> None:
 
 def test_slow_peers_and_small_memory_stand_apart(programs: Path, tmp_path: Path) -> None:
     (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
-    slow, own = peer("slow", "all", slow=True), peer("own", "all", own_words=True)
-    found = table(tmp_path, slow, own)
+    slow, own, same = peer("slow", "all", slow=True), peer("own", "all", own_words=True), peer("same", "all")
+    found = table(tmp_path, slow, own, same)
+    whole, part = (found[f"tiny/{name}"].corpus for name in ("own", "slow"))
+    assert whole is not None
+    assert part is not None
+    assert (whole.documents, part.documents) == (4, 3)
     best = found["tiny: gpudedup over the best of them/gpudedup"]
-    assert best.parameters["fastest_of_same_shingles"] == "slow"
-    lean, peaks = found["tiny/lean"].peak_bytes, [found[f"tiny/{n}"].peak_bytes for n in ("slow", "own")]
+    assert best.parameters["fastest_of_same_shingles"] == "same"
+    assert "slow" not in best.parameters.values()
+    lean, peaks = found["tiny/lean"].peak_bytes, [found[f"tiny/{n}"].peak_bytes for n in ("same", "own")]
     assert best.figures["memory_over_leanest_ratio"] == pytest.approx((lean or 0) / min(peak or 0 for peak in peaks))
+    (shown,) = sections(list(found.values()))
+    assert "MB" in shown.table.names
+
+
+def test_no_program_is_called_faster_over_little_text(programs: Path, tmp_path: Path) -> None:
+    (programs / "all.py").write_text(PROGRAM.format(before="", then=""))
+    assert not any("over the best" in name for name in table(tmp_path, peer("other", "all"), least=1000))
 
 
 # ------------------------------------------------------------------------------------------------------ environments

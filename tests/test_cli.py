@@ -667,7 +667,7 @@ def long_input(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("long") / "a.parquet", texts)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_ends_a_run(long_input: Path, tmp_path: Path, number: int) -> None:
     """Nothing of it was finished, so nothing is left."""
     scratch = tmp_path / "scratch"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ QUICK_BYTES = 32_000_000
 LEAST_BYTES = 1_000_000
 FILE_COLUMNS = 160
 """Width of tables that go to no terminal."""
+NAME_COLUMNS = 16
+"""So narrow a column of names may be."""
+RESULTS = "results.jsonl"
+UNFINISHED = "results.unfinished.jsonl"
+"""What is measured so far; an earlier result stays until a bench has come to its end."""
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -113,6 +119,12 @@ def bench(
             raise ParameterError(f"there is no suite {name!r}; there are {', '.join(SUITES)}")
     if mix not in MIXES:
         raise ParameterError(f"there is no mix {mix!r}; there are {', '.join(sorted(MIXES))}")
+    if peers is not None and suite and "quality" not in suite:
+        raise ParameterError(f"--peers {peers} is for the suite quality, which --suite leaves out; add --suite quality")
+    if inputs is None and text_column != "text":
+        raise ParameterError(f"--text-column {text_column} is of files; name them with --input, or leave it out")
+    if not os.access(tmp := os.environ.get("TMPDIR") or ".", os.W_OK | os.X_OK):
+        raise ParameterError(f"TMPDIR is {tmp}, where nothing can be written; name another directory, or unset it")
     if peers is not None and not peers.is_dir():
         raise ParameterError(f"--peers {peers} is not a directory; gpudedup bench peers --install {peers} makes it")
     default = QUICK_BYTES if quick else DEFAULT_BYTES
@@ -157,6 +169,7 @@ def _run(
     from gpudedup.bench.summary import (
         HOW_TO_GET_PICTURES,
         LEGEND,
+        Compared,
         comparison_table,
         has_matplotlib,
         host_line,
@@ -175,29 +188,32 @@ def _run(
             shown.print(Text(f"no GPU: {one_line(no_gpu)}"), soft_wrap=True)
         shown.print(Text(LEGEND), soft_wrap=True)
     for name in suites:
-        own = []
-        with progress.shown():
-            for record in run_suite(name, order):
-                own.append(record)
-                records.append(record)
-                if out is not None:
-                    write_records(out / "results.jsonl", records)  # what is stopped leaves what it has measured
-                if as_json:
-                    with progress.aside():
-                        print(to_line(record), flush=True)
-        if not as_json:
-            for one in sections(own):
-                _show_section(shown, one)
-    compared, left_out = compare(records, before) if before else ([], [])
-    if before:
+        own: list[Record] = []
+        try:
+            with progress.shown():
+                for record in run_suite(name, order):
+                    own.append(record)
+                    records.append(record)
+                    if out is not None:
+                        write_records(out / UNFINISHED, records)
+                    if as_json:
+                        with progress.aside():
+                            print(to_line(record), flush=True)
+        finally:  # what is stopped shows what it has measured
+            if not as_json:
+                for one in sections(own):
+                    _show_section(shown, one)
+    compared = Compared(before[0], *compare(records, before)) if before else None
+    if compared:
         shown.print()
-        _show_table(shown, comparison_table(compared))
-        for line in left_out:
-            shown.print(Text(f"not compared: {one_line(line)}"), soft_wrap=True)
+        _show_table(shown, comparison_table(compared.cases))
+        for line in compared.notes:
+            shown.print(Text(one_line(line)), soft_wrap=True)
     if out is not None:
+        os.replace(out / UNFINISHED, out / RESULTS)
         written = write_summary(out, records, compared)
         shown.print()
-        shown.print(Text(f"written to {one_line(str(out))}: results.jsonl, {', '.join(written)}"), soft_wrap=True)
+        shown.print(Text(f"written to {one_line(str(out))}: {RESULTS}, {', '.join(written)}"), soft_wrap=True)
         if not has_matplotlib():
             shown.print(Text(HOW_TO_GET_PICTURES), soft_wrap=True)
 
@@ -262,7 +278,7 @@ def _show_section(shown: Console, one: Section) -> None:
 
 
 def _show_table(shown: Console, table: Table) -> None:
-    """Names fold where the terminal is narrow, numbers do not."""
+    """Names and headings fold where the terminal is narrow. Numbers do not: then lines are longer than the terminal."""
     from rich import box
     from rich.table import Table as Drawn
     from rich.text import Text
@@ -270,9 +286,12 @@ def _show_table(shown: Console, table: Table) -> None:
     from gpudedup.display import one_line
 
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    least = 0
     for number, name in enumerate(table.names):
-        left = number < table.left
-        drawn.add_column(Text(name), justify="left" if left else "right", overflow="fold", no_wrap=not left)
+        left, widest = number < table.left, max((len(row[number]) for row in table.rows), default=0)
+        width = max(min(widest, NAME_COLUMNS) if left else widest, *map(len, name.split()))
+        drawn.add_column(Text(name), justify="left" if left else "right", overflow="fold", min_width=width)
+        least += width + 1
     for row in table.rows:
         drawn.add_row(*(Text(one_line(cell)) for cell in row))
-    shown.print(drawn)
+    shown.print(drawn, width=max(least, shown.width), crop=False)

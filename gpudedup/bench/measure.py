@@ -14,7 +14,6 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 
 from gpudedup import errors
 from gpudedup.bench.record import Spread
@@ -33,7 +32,8 @@ WATCH_SECONDS = 0.005
 """Between two looks at the memory of a process: each takes some 50 microseconds of a core."""
 
 FAMILY_LOOKS = 10
-"""Looks between two searches for its children."""
+"""Looks between two searches for its children. With children a look goes through all their pages, and is as much
+rarer."""
 
 # ------------------------------------------------------------------------------------------------------------ processes
 
@@ -53,7 +53,7 @@ class Finished:
     times: list[float]
     """time.monotonic() of each look at its memory."""
     memory: list[int]
-    """RssAnon + RssShmem, of the process and its descendants, at those times."""
+    """Anonymous and shared memory of the process and its descendants at those times; what several have is one."""
 
     def peak_bytes(self, began: float = 0.0, ended: float = float("inf")) -> int:
         """The largest memory seen between two times."""
@@ -84,7 +84,7 @@ def run_process(
     It leads a process group, which is killed when it has ended, is out of time (seconds), or this call is interrupted:
     none of its children outlives it.
     """
-    with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
+    with _in_memory() as source, _in_memory() as output, _in_memory() as complaints:
         source.write(given)
         source.seek(0)
         own = {**os.environ, **(environment or {})}
@@ -117,6 +117,11 @@ def run_process(
         )
 
 
+def _in_memory() -> BinaryIO:
+    """A file that needs no room on a disk, so that a process can say that a disk is full."""
+    return os.fdopen(os.memfd_create("gpudedup-bench"), "w+b")
+
+
 def python_command(code: str) -> list[str]:
     """A command that runs ``code`` with the gpudedup of this process, whatever else is installed."""
     root = str(Path(__file__).resolve().parents[2])
@@ -135,11 +140,11 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         family, looks = [self._pid], 0
-        while not self._ended.wait(WATCH_SECONDS):
-            if looks % FAMILY_LOOKS == 0:
+        while not self._ended.wait(WATCH_SECONDS if len(family) == 1 else FAMILY_LOOKS * WATCH_SECONDS):
+            if looks % FAMILY_LOOKS == 0 or len(family) > 1:
                 family = _descendants(self._pid)
             looks += 1
-            self.memory.append(sum(_resident_bytes(pid) for pid in family))
+            self.memory.append(_resident_bytes(family[0]) if len(family) == 1 else sum(map(_own_bytes, family)))
             self.times.append(time.monotonic())
             if self._deadline is not None and self.times[-1] > self._deadline:
                 self.timed_out = True
@@ -165,16 +170,24 @@ def _descendants(pid: int) -> list[int]:
 
 def _resident_bytes(pid: int) -> int:
     """RssAnon + RssShmem of a process; 0 once it is gone."""
+    return _counted(f"/proc/{pid}/status", b"\nRssAnon:", b"\nRssShmem:")
+
+
+def _own_bytes(pid: int) -> int:
+    """The same, of each page the part that falls to this one of the processes that have it: a process and its forks
+    share what none has written since."""
+    return _counted(f"/proc/{pid}/smaps_rollup", b"\nPss_Anon:", b"\nPss_Shmem:") or _resident_bytes(pid)
+
+
+def _counted(path: str, *names: bytes) -> int:
+    """The sum of entries of a file of /proc, in bytes; 0 without the file."""
     try:
-        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
-            status = file.read(1 << 14)
+        with open(path, "rb", buffering=0) as file:
+            said = file.read(1 << 14)
     except OSError:
         return 0
-    kilobytes = 0
-    for name in (b"\nRssAnon:", b"\nRssShmem:"):
-        if (at := status.find(name)) >= 0:
-            kilobytes += int(status[at + len(name) :].split(None, 1)[0])
-    return kilobytes * 1024
+    places = [(said.find(name), name) for name in names]
+    return 1024 * sum(int(said[at + len(name) :].split(None, 1)[0]) for at, name in places if at >= 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- cases

@@ -20,7 +20,7 @@ from gpudedup.errors import InputError
 from gpudedup.store.atomic import atomic_file
 
 FORMAT = 1
-"""Of a record; a newer one is refused."""
+"""Of a record; another one is refused."""
 
 LARGEST_FILE = 64 << 20
 """Bytes of a file of records; one record takes some 2 kB."""
@@ -116,6 +116,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ValueError(f"curves of {self.suite} {self.case} must be of equal length")
         if self.cannot is None and self.seconds is None and not self.figures:
             raise ValueError(f"{self.suite} {self.case} has neither figures nor a reason why not")
+        if self.cannot is not None and (self.seconds is not None or self.figures):
+            raise ValueError(f"{self.suite} {self.case} has figures and a reason why there are none")
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -212,9 +214,9 @@ class _Format(msgspec.Struct):
 def _record(line: bytes, name: str, number: int) -> Record:
     try:
         made_by = msgspec.json.decode(line, type=_Format).format
-        if made_by > FORMAT:
+        if made_by != FORMAT:
             raise InputError(
-                f"{name}, line {number}, is of format {made_by}, and this gpudedup reads {FORMAT}; use a newer gpudedup"
+                f"{name}, line {number}, is of format {made_by}, and this gpudedup reads {FORMAT}; use another gpudedup"
             )
         return msgspec.json.decode(line, type=Record)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from gpudedup.bench.suites import SUITES
 from gpudedup.store.atomic import atomic_file
 
 HOW_TO_GET_PICTURES = "No pictures: matplotlib is not installed; pip install 'gpudedup[report]' brings it."
+NOTHING_TO_DRAW = "No pictures: the suites end-to-end, scaling and quality have figures to draw."
 STAGES = ("sign", "match", "verify", "decide", "apply")
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -47,7 +49,8 @@ def _number(value: float) -> str:
 
 
 def _share(value: float) -> str:
-    return f"{value:.4f}"
+    """Cut off, so that only what is all is 1.0000."""
+    return f"{math.floor(value * 1e4 + 1e-9) / 1e4:.4f}"
 
 
 Column = tuple[str, str, Callable[[float], str]]
@@ -73,6 +76,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("recall", "recall_share", _share),
         ("F1", "f1_share", _share),
         ("candidates", "candidates_recall_share", _share),
+        ("removed", "removed_count", _number),
+        ("to remove", "exact_removed_count", _number),
         ("false", "false_removals_count", _number),
         ("sources lost", "sources_lost_count", _number),
         ("label F1", "label_f1_share", _share),
@@ -106,15 +111,19 @@ def section(suite: str, records: Sequence[Record]) -> Section:
         *(("program",) if peers else ()),
         "case",
         "device",
+        *(("MB",) if peers else ()),
         "s",
         "least to most",
         *(name for name, _, _ in columns),
+        "CPU s",
+        "peak MB",
     )
     rows = [
         (
-            *((f"{record.program} {record.version}",) if peers else ()),
+            *((f"{record.program} {record.version}".rstrip(),) if peers else ()),
             record.case,
             record.device,
+            *((_number(record.corpus.text_bytes / 1e6) if record.corpus and record.seconds else "",) if peers else ()),
             *_times(record),
             *(write(record.figures[figure]) if figure in record.figures else "" for _, figure, write in columns),
             "" if record.cpu_seconds is None else _number(record.cpu_seconds),
@@ -135,7 +144,17 @@ def section(suite: str, records: Sequence[Record]) -> Section:
         if record.cannot:
             program = f"{record.program}, " if peers else ""
             notes.append(f"not measured: {program}{record.case}, {record.device}: {record.cannot}")
-    return Section(suite, Table((*names, "CPU s", "peak MB"), rows, 2 + peers), notes)
+    return Section(suite, _without_empty(Table(names, rows, 2 + peers)), notes)
+
+
+def _without_empty(table: Table) -> Table:
+    """Without columns that say nothing in any row."""
+    there = [place for place in range(len(table.names)) if place < table.left or any(row[place] for row in table.rows)]
+    return Table(
+        tuple(table.names[place] for place in there),
+        [tuple(row[place] for place in there) for row in table.rows],
+        table.left,
+    )
 
 
 def _times(record: Record) -> tuple[str, str]:
@@ -186,12 +205,14 @@ def comparison_table(found: Sequence[Comparison]) -> Table:
             one.device,
             one.verdict,
             f"{one.ratio:.3f}",
-            f"{one.least:.3f} to {one.most:.3f}",
+            f"{one.least:.3f} to {one.most:.3f}" if one.repeats else "",
+            f"{one.cpu_ratio:.3f}" if one.cpu_ratio is not None else "",
             "other " + " and ".join(one.differs) if one.differs else "",
         )
         for one in found
     ]
-    return Table(("suite", "case", "device", "verdict", "seconds, now / before", "bounds", "beware"), rows, 4)
+    names = ("suite", "case", "device", "verdict", "now / before", "bounds", "CPU s, now / before", "beware")
+    return _without_empty(Table(names, rows, 4))
 
 
 def host_line(host: Host) -> str:
@@ -217,7 +238,21 @@ LEGEND = (
 # ------------------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown(records: Sequence[Record], pictures: Sequence[str] = (), compared: Sequence[Comparison] = ()) -> str:
+@dataclass(frozen=True)
+class Compared:
+    """Two results side by side."""
+
+    before: Record
+    """One of the earlier result."""
+    cases: Sequence[Comparison]
+    left_out: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"before: {about(self.before)}", *(f"not compared: {line}" for line in self.left_out)]
+
+
+def markdown(records: Sequence[Record], pictures: Sequence[str] = (), compared: Compared | None = None) -> str:
     """The whole page; ``pictures`` are names of files beside it."""
     lines = ["# gpudedup bench", ""]
     for host in dict.fromkeys(record.host for record in records):
@@ -225,8 +260,10 @@ def markdown(records: Sequence[Record], pictures: Sequence[str] = (), compared: 
         lines += [f"{_plain(about(first))}. {_plain(host_line(host))}.", ""]
     lines += [LEGEND, "", *sections_markdown(records)]
     if compared:
-        lines += ["## Compared with an earlier result", "", *_markdown_table(comparison_table(compared)), ""]
-    lines += [f"![{Path(name).stem}]({name})" for name in pictures] or [HOW_TO_GET_PICTURES]
+        lines += ["## Compared with an earlier result", "", *_markdown_table(comparison_table(compared.cases)), ""]
+        lines += [*(f"- {_plain(note)}" for note in compared.notes), ""]
+    missing = NOTHING_TO_DRAW if has_matplotlib() else HOW_TO_GET_PICTURES
+    lines += [f"![{Path(name).stem}]({name})" for name in pictures] or [missing]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -298,9 +335,12 @@ def _draw_stages(axes: Any, records: Sequence[Record]) -> bool:
     found = False
     for record in records:
         if record.suite == "end-to-end" and record.corpus and record.seconds:
-            seconds = {stage: record.figures.get(f"{stage}_seconds", 0.0) for stage in STAGES}
+            # A mask is written without a look at the text.
+            read = STAGES if record.parameters.get("output") == "kept" else STAGES[:-1]
+            seconds = {stage: record.figures.get(f"{stage}_seconds", 0.0) for stage in read}
             seconds["whole job"] = record.seconds.median
-            points = [(record.corpus.text_bytes / seconds[name] / 1e6, name) for name in names if seconds[name] > 0]
+            shown = [name for name in names if seconds.get(name, 0) > 0]
+            points = [(record.corpus.text_bytes / seconds[name] / 1e6, name) for name in shown]
             axes.plot(*zip(*points, strict=True), "o", label=_drawn(f"{record.case}, {record.device}"))
             found = True
     axes.set(xscale="log", xlabel="MB of text a second", title="Throughput by stage")
@@ -318,7 +358,8 @@ def _draw_scaling(axes: Any, records: Sequence[Record]) -> bool:
     for record in records:
         size, cpu = (record.curves.get(name, []) for name in ("text_bytes", "cpu_seconds"))
         if record.suite == "scaling" and min([*size, *cpu], default=0) > 0:
-            label = f"{record.device}: slope {record.figures.get('slope', 0):.3f}"
+            slopes = [f"{record.figures[name]:.3f}" for name in ("slope", "upper_slope") if name in record.figures]
+            label = f"{record.device}: slope {', from x 8 on '.join(slopes)}"
             axes.plot([each / 1e6 for each in size], cpu, "o-", label=_drawn(label))
             axes.plot([each / 1e6 for each in size], [cpu[0] * each / size[0] for each in size], ":", label="linear")
             found = True
@@ -334,11 +375,11 @@ def _draw_quality(axes: Any, records: Sequence[Record]) -> bool:
     """F1 over speed of gpudedup and of every peer."""
     found = False
     for record in records:
-        if record.suite == "quality" and {"f1_share", "text_megabytes_per_second"} <= set(record.figures):
-            speed, f1 = record.figures["text_megabytes_per_second"], record.figures["f1_share"]
-            axes.plot([speed], [f1], "o", label=_drawn(f"{record.program}: {record.case}"))
+        if record.suite == "peers" and {"lenient_f1_share", "text_megabytes_per_second"} <= set(record.figures):
+            speed, f1 = record.figures["text_megabytes_per_second"], record.figures["lenient_f1_share"]
+            axes.plot([speed], [f1], "o", label=_drawn(f"{record.program} {record.version}"))
             found = True
-    axes.set(xscale="log", xlabel="MB of text a second", ylabel="F1 of removals", title="Quality against speed")
+    axes.set(xscale="log", xlabel="MB of text a second, whole job", ylabel="F1 of removals", title="Quality and speed")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     if found:
@@ -369,7 +410,7 @@ def _drawn(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def write_summary(folder: Path, records: Sequence[Record], compared: Sequence[Comparison] = ()) -> list[str]:
+def write_summary(folder: Path, records: Sequence[Record], compared: Compared | None = None) -> list[str]:
     """summary.md and, with matplotlib, pictures; the names of the files. Raises OutputError."""
     pictures = write_pictures(folder, records) if has_matplotlib() else []
     with atomic_file(folder / "summary.md") as file:

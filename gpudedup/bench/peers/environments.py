@@ -59,6 +59,10 @@ PEERS = (
 )
 
 
+PIP = Peer("pip", "pip", "")
+"""Without which an environment was not made to its end."""
+
+
 def no_gpu() -> str | None:
     """Why peers that need a GPU cannot run here; None if they may."""
     found = detect()
@@ -74,7 +78,8 @@ def chosen(names: Sequence[str]) -> list[Peer]:
     known = {peer.name: peer for peer in PEERS} | {peer.folder: peer for peer in PEERS if not peer.environment}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ParameterError(f"there is no peer {unknown[0]!r}; there are {', '.join(peer.folder for peer in PEERS)}")
+        folders = dict.fromkeys(peer.folder for peer in PEERS)
+        raise ParameterError(f"there is no peer {unknown[0]!r}; there are {', '.join(folders)}")
     return [known[name] for name in names] if names else list(PEERS)
 
 
@@ -97,10 +102,14 @@ def install(
             yield peer, without
             continue
         python = python_of(directory, peer)
+        folder = python.parent.parent
+        if folder.exists() and not (folder / "pyvenv.cfg").exists() and (not folder.is_dir() or any(folder.iterdir())):
+            yield peer, f"cannot be installed: {folder} is there and no environment; name another directory"
+            continue
         try:
-            if not python.exists():
+            if installed_version(python, PIP) is None:
                 say(f"{peer.folder}: making its environment")
-                venv.create(python.parent.parent, with_pip=True, clear=True)
+                venv.create(folder, with_pip=True, clear=True)
             if installed_version(python, peer) is None:
                 say(f"{peer.folder}: pip install {' '.join((peer.package, *peer.beside))}")
                 _pip(python, ("pyarrow", peer.package, *peer.beside))

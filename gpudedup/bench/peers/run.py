@@ -18,24 +18,29 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from gpudedup.bench.inputs import Inputs
 from gpudedup.bench.measure import run_process
 from gpudedup.bench.peers.environments import OURS, PEERS, Peer, installed_version, no_gpu, python_of
+from gpudedup.bench.peers.programs.peer import shingles
 from gpudedup.bench.quality import Judge, Mask
 from gpudedup.bench.record import Record, Spread, new_record
 from gpudedup.bench.suites import Order
-from gpudedup.bench.truth import Pairs, shingle_sets, similar_pairs
-from gpudedup.errors import BenchmarkError
+from gpudedup.bench.truth import Pairs, ShingleSets, exact_decision, shingle_sets, similar_pairs
 from gpudedup.params import PPM, Params
 
 THRESHOLD = 0.8
+_PPM = round(THRESHOLD * PPM)
 TIMEOUT = 1800.0
 """Seconds that a peer gets for one run."""
 SLOW_BYTES = 100_000_000
 """Text that slow peers get, at most."""
 QUALITY_BYTES = 20_000_000
 QUICK_BYTES = 1_000_000
+"""Of both, text that all are judged on."""
+RATIO_BYTES = 100_000_000
+"""Below so much text the start of a process is much of a run, and no program is called faster than another."""
 
 
 # ----------------------------------------------------------------------------------------------------------- one run
@@ -76,8 +81,12 @@ def run_peer(peer: Peer, python: Path, corpus: Inputs, folder: Path, workers: in
         settings = str(answer["settings"])
     except (OSError, pa.ArrowException, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         return f"its answer cannot be read: {error}"
+    try:
+        removed = _removed(kept, corpus.documents)
+    except ValueError as error:
+        return f"its answer is wrong: {error}"
     return Done(
-        removed=_removed(kept, corpus.documents, peer),
+        removed=removed,
         seconds=process.seconds,
         cpu_seconds=process.cpu_seconds,
         peak_bytes=process.peak_bytes(),
@@ -86,14 +95,14 @@ def run_peer(peer: Peer, python: Path, corpus: Inputs, folder: Path, workers: in
     )
 
 
-def _removed(kept: npt.NDArray[np.int64], documents: int, peer: Peer) -> Mask:
-    """The mask of the documents that are not among ``kept``. Raises BenchmarkError for ids of no document, or twice."""
+def _removed(kept: npt.NDArray[np.int64], documents: int) -> Mask:
+    """The mask of the documents that are not among ``kept``. Raises ValueError for ids of no document, or twice."""
     if len(kept) and not 0 <= int(kept.min()) <= int(kept.max()) < documents:
-        raise BenchmarkError(f"{peer.name} keeps ids from {kept.min()} to {kept.max()} of {documents} documents")
+        raise ValueError(f"it keeps ids from {kept.min()} to {kept.max()} of {documents} documents")
     removed = np.ones(documents, bool)
     removed[kept] = False
     if documents - int(removed.sum()) != len(kept):
-        raise BenchmarkError(f"{peer.name} keeps {len(kept)} ids, of which some are twice")
+        raise ValueError(f"it keeps {len(kept)} ids, of which some are twice")
     return removed
 
 
@@ -113,22 +122,58 @@ class Corpora:
 
 
 def records(order: Order, corpora: Corpora) -> Iterator[Record]:
-    """gpudedup, then every peer of ``order.peers``: measured and judged, or why not."""
+    """gpudedup, then every peer of ``order.peers``: measured and judged, or why not. None without text."""
     assert order.peers is not None
+    if not corpora.small.documents:
+        return
     folder = order.folder / "peers"
     folder.mkdir(exist_ok=True)
     order.tell(f"exact pairs of {corpora.small.documents} documents")
     judge = Judge(corpora.small.documents, _exact_pairs(corpora.small))
+    yield _without_fault(corpora.small, judge, order)
     found: dict[Peer, Record] = {}
-    for peer in (*OURS, *PEERS):
-        found[peer] = _record(peer, order, order.peers, corpora, judge, folder)
-        yield found[peer]
+    for one in (*OURS, *PEERS):
+        found[one] = _record(one, order, order.peers, corpora, judge, folder)
+        yield found[one]
     yield from _against_best(found, order)
 
 
+def _texts(corpus: Inputs) -> Iterator[pa.Array]:
+    return (batch["text"] for file in corpus.files for batch in pq.ParquetFile(file).iter_batches(columns=["text"]))
+
+
 def _exact_pairs(corpus: Inputs) -> Pairs:
-    texts = (batch["text"] for file in corpus.files for batch in pq.ParquetFile(file).iter_batches(columns=["text"]))
-    return similar_pairs(shingle_sets(texts, Params(threshold=THRESHOLD)), round(THRESHOLD * PPM))
+    return similar_pairs(shingle_sets(_texts(corpus), Params(threshold=THRESHOLD)), _PPM)
+
+
+def _without_fault(corpus: Inputs, judge: Judge, order: Order) -> Record:
+    """What an exact decision over the shingles that peers get would reach: truth folds more than lower case."""
+    order.tell(f"the exact decision over the peers' shingles of {corpus.documents} documents")
+    sets = [
+        np.unique(np.array([xxhash.xxh32_intdigest(one.encode()) for one in shingles(text)], np.uint32))
+        for batch in _texts(corpus)
+        for text in batch.to_pylist()
+    ]
+    offsets = np.cumsum([0, *map(len, sets)])
+    pairs = similar_pairs(ShingleSets(np.concatenate([np.zeros(0, np.uint32), *sets]), offsets), _PPM)
+    return new_record(
+        "peers",
+        corpus.name,
+        program="no program: the exact decision over the shingles that peers get",
+        version="",
+        device="cpu",
+        seed=order.seed,
+        corpus=corpus.text,
+        checked=_judged(corpus),
+        figures=judge.figures(exact_decision(corpus.documents, pairs) >= 0),
+    )
+
+
+def _judged(corpus: Inputs) -> str:
+    return (
+        f"precision, recall and F1 are of {corpus.documents} documents of the same kind, by their exact pairs, and do "
+        "not ask which of two copies stays"
+    )
 
 
 def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judge, folder: Path) -> Record:
@@ -175,10 +220,7 @@ def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judg
             "how": runs[0].settings,
         },
         clock="a process from start to end: Parquet files to the ids that stay",
-        checked=(
-            f"ids are of the corpus, none twice; precision, recall and F1 are of {small.documents} documents of the "
-            "same kind, by their exact pairs, and do not ask which of two copies stays"
-        ),
+        checked=f"ids are of the corpus, none twice; {_judged(small)}",
         repeats=len(runs),
         seconds=spread,
         cpu_seconds=cpu,
@@ -194,10 +236,14 @@ def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judg
 
 def _against_best(found: Mapping[Peer, Record], order: Order) -> Iterator[Record]:
     """How many times gpudedup's speed is that of the fastest peer and of rensa, and its memory, where it is given
-    little, that of the leanest peer that did the same corpus in memory."""
+    little, that of the leanest: of peers that did the whole corpus too."""
     ours, lean = (found[peer] for peer in OURS)
-    done = {peer: one for peer, one in found.items() if one.cannot is None and peer not in OURS and not peer.gpu}
-    if ours.cannot is not None or not done:
+    done = {
+        peer: one
+        for peer, one in found.items()
+        if one.cannot is None and one.corpus == ours.corpus and peer not in OURS and not peer.gpu
+    }
+    if ours.cannot is not None or not done or ours.corpus is None or ours.corpus.text_bytes < RATIO_BYTES:
         return
     figures: dict[str, float] = {}
     parameters: dict[str, str] = {}
@@ -212,7 +258,7 @@ def _against_best(found: Mapping[Peer, Record], order: Order) -> Iterator[Record
     speed("fastest", done)
     speed("fastest_of_same_shingles", {peer: one for peer, one in done.items() if not peer.own_words})
     speed("rensa", {peer: one for peer, one in done.items() if peer.name == "rensa"})
-    peaks = {one.program: one.peak_bytes for one in done.values() if one.corpus == ours.corpus and one.peak_bytes}
+    peaks = {one.program: one.peak_bytes for one in done.values() if one.peak_bytes}
     if peaks and lean.peak_bytes:
         parameters["leanest"] = min(peaks, key=lambda program: peaks[program])
         figures["memory_over_leanest_ratio"] = lean.peak_bytes / peaks[parameters["leanest"]]

@@ -41,7 +41,7 @@ class Order:
     seed: int = 1
     repeat: int = 3
     quick: bool = False
-    """Least sizes and few repeats: all suites within a minute on two cores."""
+    """Least sizes: all suites within a minute on two cores."""
     workers: int = 1
     """Cores that cases may use."""
     peers: Path | None = None

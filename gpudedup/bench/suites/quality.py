@@ -53,6 +53,7 @@ ENOUGH = 200
 MOST_SETS = 32
 INPUT_BYTES = 200_000_000
 """Text of a file of the user's that is looked at, from its beginning: about what exact truth does in a few minutes."""
+NO_TEXTS = pa.chunked_array([], pa.large_binary())
 LABELS = ("cluster", "label")
 SOURCE = "source"
 CHECKED = "every removal: its keeper stays, and their exact similarity is the one named and reaches the threshold"
@@ -66,6 +67,8 @@ class Set:
     texts: pa.ChunkedArray
     labels: I64 | None = None
     sources: I64 | None = None
+    cannot: str = ""
+    """Why nothing can be said of it."""
 
     @property
     def text(self) -> Text:
@@ -119,6 +122,9 @@ def suite(order: Order) -> Iterator[Record]:
         worst: dict[float, tuple[float, str]] = {}
         for one in sets:
             order.tell(f"exact pairs of {one.name}, {len(one.texts)} documents")
+            if one.cannot:
+                yield _record(order, device, f"removals of {one.name}", None, cannot=one.cannot)
+                continue
             try:
                 truth = _Truth(one, CURVE_FROM if one.text.text_bytes <= 2 * QUALITY_BYTES else thresholds[0])
             except InputError as error:
@@ -261,6 +267,9 @@ def _sets(order: Order) -> Iterator[Set]:
         found = [(given, find_files([given])) for given in order.inputs]
         paths = [path for given, files in found for path in _paths(given, files)]
         yield from (_given(path, order) for path in paths[:MOST_SETS])
+        if len(paths) > MOST_SETS:
+            rest = f"{len(paths) - MOST_SETS} files more"
+            yield Set(rest, NO_TEXTS, cannot=f"only the first {MOST_SETS} files are looked at; name these alone")
         return
     size = min(order.text_bytes, QUICK_BYTES if order.quick else QUALITY_BYTES)
     for mix in (order.mix,) if order.quick else sorted(MIXES):
@@ -286,12 +295,16 @@ def _paths(given: str, files: Sequence[InputFile]) -> list[str]:
 
 def _given(path: str, order: Order) -> Set:
     """A file of the user's, up to INPUT_BYTES of its text. Raises InputError if it cannot be read."""
-    schema = _opened([path], [], order).kept_schema()
-    label = next((name for name in LABELS if name in schema.names), None)
-    columns = [name for name in (label, SOURCE) if name is not None and name in schema.names]
-    table = pa.Table.from_batches(_batches([path], columns, order, INPUT_BYTES))
-    known = {name: _codes(table[name]) for name in columns}
-    return Set(Path(path).stem or path, table["text"], labels=known.get(label or ""), sources=known.get(SOURCE))
+    schema, name = _opened([path], [], order).kept_schema(), Path(path).stem or path
+    named = [field.name for field in schema if not pa.types.is_nested(field.type)]
+    label = next((column for column in LABELS if column in named), None)
+    columns = [column for column in named if column in (label, SOURCE)]
+    batches = list(_batches([path], columns, order, INPUT_BYTES))
+    if not any(text_bytes(batch["text"]) for batch in batches):
+        return Set(name, NO_TEXTS, cannot="there is no text in it")
+    table = pa.Table.from_batches(batches)
+    known = {column: _codes(table[column]) for column in columns}
+    return Set(name, table["text"], labels=known.get(label or ""), sources=known.get(SOURCE))
 
 
 def _opened(paths: list[str], columns: list[str], order: Order) -> Any:
