@@ -34,7 +34,8 @@ def gather_lanes(lanes: Iterable[LaneGroups], numbers: U32, num_perm: int, *, me
     found = lanes_room(len(numbers), num_perm, memory_bytes=memory_bytes, tmp=tmp)
     done = 0
     for groups, rows in chosen_rows(lanes, numbers):
-        np.concatenate([group[rows] for group in groups], axis=1, out=found[done : done + len(rows)])
+        places = rows.astype(np.intp)
+        np.concatenate([np.take(group, places, axis=0) for group in groups], axis=1, out=found[done : done + len(rows)])
         done += len(rows)
     return found
 

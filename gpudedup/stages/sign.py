@@ -90,7 +90,8 @@ class HeldSignatures:
     lanes: list[LaneGroups] = field(default_factory=list)
 
     def keys(self, band: int, scope_keys: U64 | None) -> U64:
-        return np.concatenate([np.zeros(0, np.uint64), *(batch[band] for batch in self.band_keys)])
+        parts: list[U64] = [batch[band] for batch in self.band_keys]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint64), *parts])
 
     def lane_numbers(self, documents: U32) -> U32:
         return documents
