@@ -23,7 +23,7 @@ from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.upload import Uploader
-from gpudedup.backends.cuda.verify import CompareLanes, CompareNothing, CompareSets, Keepers
+from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, Keepers
 from gpudedup.errors import DeviceMemoryError
 
 pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
@@ -300,22 +300,34 @@ class NamingDevice(EmulatedDevice):
         super().launch(kernel, *args)
 
 
-def test_verify_waits_once_a_round_and_twice_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernel", ["advance_sets", "advance_lanes", "advance_unverified"])
+def test_verify_waits_once_a_round_and_twice_a_block(
+    kernel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rounds, "FIRST_BLOCK", 8)
     monkeypatch.setattr(rounds, "LARGEST_BLOCK", 50)
     count, blocks = 200, 6  # of 8, 16, 32, 50, 50 and 44 documents
     device = NamingDevice()
     stream = device.stream()
     buckets = buckets_of(device, stream, random_keys(count, 3, 30, seed=1), np.arange(count, dtype=np.uint32), window=4)
-    store = store_of(device, stream, families(count, count, 100), tmp_path)
-    keepers = Keepers(device, stream, buckets, CompareSets(store, 500_000), None)
+    compare: Compare = CompareNothing()
+    if kernel == "advance_sets":
+        compare = CompareSets(store_of(device, stream, families(count, count, 100), tmp_path), 500_000)
+    elif kernel == "advance_lanes":
+        lanes = np.random.default_rng(2).integers(0, 2, (count, 20), dtype=np.uint32)
+        more: Any = {"memory_bytes": 0, "directory": "/", "workers": 1}
+        numbers = np.arange(count, dtype=np.uint32)
+        held = DeviceLanes(Uploader(device, stream, workers=1), [in_groups(lanes, 8)], numbers, 20, **more)
+        compare = CompareLanes(held, sent(device, numbers, stream), 500_000)
+    keepers = Keepers(device, stream, buckets, compare, None)
     counters = device.counters
-    waits, allocations = counters.synchronisations, counters.allocations
+    copies, waits, allocations = counters.copies, counters.synchronisations, counters.allocations
     keepers.run()
-    rounds_run, results = device.launched["advance_sets"], 4
+    rounds_run, results = device.launched[kernel], 4
     assert rounds_run > blocks
     assert counters.synchronisations - waits == rounds_run + 2 * blocks + results
     assert counters.allocations - allocations == 15 * blocks  # however many rounds a block has
+    assert counters.copies - copies == blocks
 
 
 @pytest.mark.parametrize("timing", ["late", "early", "random"])
