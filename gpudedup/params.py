@@ -121,6 +121,15 @@ def parse_bytes(name: str, value: int | str, least: int) -> int:
     return size
 
 
+SCARCE_BYTES = 512_000_000
+"""Of ``memory``. What allocators keep for later is then much of what a run takes: 100 MB and more."""
+
+
+def is_memory_scarce(params: Params) -> bool:
+    """Whether so little memory is given that time is to be spent on sparing it."""
+    return params.memory is not None and parse_memory(params.memory) < SCARCE_BYTES
+
+
 def parse_memory(value: int | str) -> int:
     """The bytes of the parameter ``memory``. Raises ParameterError."""
     return parse_bytes("memory", value, 64_000_000)

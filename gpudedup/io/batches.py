@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import numpy as np
@@ -155,8 +155,9 @@ def nulls(schema: pa.Schema, count: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(count, field.type) for field in schema], schema=schema)
 
 
-def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
-    """The same items, made by one background thread that is at most ``depth`` items ahead.
+def prefetch(items: Iterator[Item], depth: int = 2, after: Callable[[], None] | None = None) -> Iterator[Item]:
+    """The same items, made by one background thread that is at most ``depth`` items ahead, and calls ``after`` after
+    each.
 
     An exception of the maker is raised here, after the items before it. Closing the iterator (or leaving the loop
     and dropping it) stops the thread and closes ``items``; it ends after the item it is making.
@@ -179,6 +180,9 @@ def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
                 put(False, item)
                 if stopped.is_set():
                     break
+                del item  # else it would be held until the next one is made
+                if after is not None:
+                    after()
         except BaseException as raised:  # raised again where the items are used
             error = raised
         finally:

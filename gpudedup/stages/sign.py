@@ -16,9 +16,10 @@ from gpudedup.backends.base import I32, I64, U32, U64, Backend, LaneGroups, Shin
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import prefetch
-from gpudedup.io.batches import value_bytes
+from gpudedup.io.batches import Item, value_bytes
 from gpudedup.io.source import Batch, Source
-from gpudedup.params import Params, parse_keep, parse_shingle
+from gpudedup.machine import release_memory
+from gpudedup.params import Params, is_memory_scarce, parse_keep, parse_shingle
 
 if TYPE_CHECKING:
     from gpudedup.stages.earlier import Earlier
@@ -260,6 +261,12 @@ def gather(
     )
 
 
+def read_ahead(batches: Iterator[Item], params: Params) -> Iterator[Item]:
+    """The same batches, read by a thread that is two ahead. Where memory is scarce it is one ahead, and what it has
+    freed goes back to the system after each."""
+    return prefetch(batches, 1, after=release_memory) if is_memory_scarce(params) else prefetch(batches, 2)
+
+
 def sign_pieces(
     source: Source,
     parts: Iterable[tuple[int, I64 | None]],
@@ -283,7 +290,7 @@ def sign_pieces(
                 yield shard, batch
 
     def to_sign() -> Iterator[ToSign]:
-        for shard, batch in prefetch(batches(), 2):
+        for shard, batch in read_ahead(batches(), params):
             text = batch.columns.column(0)
             drawn.append((shard, batch))
             scope_keys = None

@@ -11,13 +11,12 @@ import pyarrow as pa
 
 from gpudedup.backends.base import I64, U32, Backend, Buckets, Decision, SetStore, Shingles
 from gpudedup.errors import InputError
-from gpudedup.io import prefetch
 from gpudedup.io.batches import value_bytes
 from gpudedup.io.source import Shard, Source
 from gpudedup.params import Params
 from gpudedup.stages.earlier import Earlier
 from gpudedup.stages.match import Matched
-from gpudedup.stages.sign import Progress, Signed
+from gpudedup.stages.sign import Progress, Signed, read_ahead
 from gpudedup.stages.spill import spill_errors
 
 
@@ -96,7 +95,7 @@ class ShingleSets:
 
     def _texts(self, shard: Shard, text_column: str, wanted: I64, sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
         """The text of rows; (documents, bytes) of each batch that was drawn goes to ``sizes``."""
-        for batch in prefetch(shard.read([text_column], wanted), 2):
+        for batch in read_ahead(shard.read([text_column], wanted), self._params):
             text = batch.columns.column(0)
             sizes.append((len(text), int(value_bytes(text).sum())))
             yield text

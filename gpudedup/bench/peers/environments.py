@@ -42,7 +42,7 @@ class Peer:
         return PROGRAMS / f"{self.module}.py"
 
 
-OURS = (Peer("gpudedup", "gpudedup", "gpudedup_peer"), Peer("gpudedup, 256 MB", "gpudedup", "gpudedup_lean_peer"))
+OURS = (Peer("gpudedup", "gpudedup", "gpudedup_peer"), Peer("gpudedup, 64 MB", "gpudedup", "gpudedup_lean_peer"))
 """In the Python that runs this, measured in the same way as their peers: the default, and with little memory."""
 
 PEERS = (

@@ -8,4 +8,4 @@ import gpudedup_peer
 import peer
 
 if __name__ == "__main__":
-    peer.main(functools.partial(gpudedup_peer.run, memory="256 MB"))
+    peer.main(functools.partial(gpudedup_peer.run, memory="64 MB"))
