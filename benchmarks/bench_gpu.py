@@ -366,10 +366,15 @@ def bytes_of_kernels(text: int, documents: int, units: int, folded: int, params:
 
 
 @cache
+def reckoned() -> dict[str, dict[str, Any]]:
+    """What gpu_model.py reckoned for these kernels on an H200; nothing for others."""
+    known: dict[str, Any] = json.loads(PREDICTED.read_text())
+    return known if known.pop("kernels") == program.digest()[:12] else {}
+
+
 def predicted(kind: str) -> dict[str, float]:
-    """Seconds a byte of text by kernel, as gpu_model.py reckoned for these kernels on an H200; nothing for others."""
-    known = json.loads(PREDICTED.read_text())
-    return known["seconds_per_byte"].get(kind, {}) if known["kernels"] == program.digest()[:12] else {}
+    """Seconds a byte of text by kernel."""
+    return reckoned().get("seconds_per_byte", {}).get(kind, {})
 
 
 def sign_kernels(target: Target, sizes: Sizes, ceilings: Ceilings, kind: str, keep: bool) -> list[Case]:
@@ -484,6 +489,9 @@ def intersections(target: Target, sizes: Sizes, ceilings: Ceilings) -> Case:
     moved = sizes.pairs * (8 * size + 12)
     name = f"intersections of {sizes.pairs:.0e} pairs of {size}-value sets"
     more = {"pairs": sizes.pairs, "set_size": size, "pairs_per_second": sizes.pairs / statistics.median(seconds)}
+    pair = reckoned().get("seconds_per_comparison", {}).get("intersect_pairs")
+    if pair is not None and size == 600:  # that of gpu_model.py
+        more["predicted_seconds"] = pair * sizes.pairs
     return case(name, seconds, floor=moved / ceilings.copy, **more)
 
 

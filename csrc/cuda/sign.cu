@@ -6,6 +6,7 @@
 #include "core/band.h"
 #include "core/minhash.h"
 #include "core/shingle.h"
+#include "core/unit.h"
 #include "cuda/block.h"
 #include "cuda/device.h"
 
@@ -52,6 +53,8 @@ __device__ __forceinline__ uint32_t warp_document_of(const uint32_t* first, uint
   }
   return low;
 }
+
+static_assert(HASH_THREADS >= 4 * MAX_RUN, "a table has an entry for each size of a unit, in threads of a block");
 
 /// Of a size in bytes: hash_start plus GOLDEN, and what counts of the first eight bytes.
 struct alignas(16) SizeEntry {
