@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gpudedup.errors import InputError, OutputError
-from gpudedup.io import open_source, prefetch
+from gpudedup.io import abreast, open_source
 from gpudedup.io.batches import TARGET_BYTES, bounded_slices, value_bytes
 
 TEXTS = ["a b", None, "", "ü" * 10, "a b"]
@@ -330,48 +330,82 @@ def test_slices_are_bounded_by_decoded_bytes(kind):
 # Reading ahead
 
 
-def test_prefetch_gives_the_same_items():
-    for depth in (1, 2, 10):
-        assert list(prefetch(iter(range(100)), depth)) == list(range(100))
-    assert list(prefetch(iter(()))) == []
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("depth", [1, 2, 10])
+def test_items_come_part_after_part(threads, depth):
+    sizes = [3, 0, 1, 50, 0, 0, 7] * 5
+    expected = [(part, number) for part, size in enumerate(sizes) for number in range(size)]
+
+    def made(part, size):
+        for number in range(size):
+            if (part + number) % 5 == 0:
+                time.sleep(0.001)
+            yield part, number
+
+    assert list(abreast((made(part, size) for part, size in enumerate(sizes)), threads, depth)) == expected
+    assert list(abreast(iter(()), threads, depth)) == []
 
 
-def test_prefetch_raises_after_the_items_before():
-    def items():
-        yield 1
-        raise InputError("no more")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_is_raised_after_the_items_before(threads):
+    def items(part):
+        yield part
+        if part == 2:
+            raise InputError("no more")
+        yield -part
 
-    found = prefetch(items())
-    assert next(found) == 1
+    found = abreast(map(items, range(9)), threads, 1)
+    assert [next(found) for _ in range(5)] == [0, 0, 1, -1, 2]
     with pytest.raises(InputError, match="no more"):
         next(found)
 
+    def parts():
+        yield iter([1, 2])
+        raise InputError("no other part")
 
-def test_prefetch_is_bounded_and_stops():
-    made, closed = [], threading.Event()
+    found = abreast(parts(), threads, 1)
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(InputError, match="no other part"):
+        next(found)
+    assert not prefetching()
 
-    def items():
+
+def prefetching():
+    return [thread for thread in threading.enumerate() if thread.name == "gpudedup-prefetch"]
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_reading_ahead_is_bounded_and_stops(threads):
+    made, closed = [], []
+
+    def items(part):
         try:
             for number in range(1000):
                 made.append(number)
                 yield number
         finally:
-            closed.set()
+            closed.append(part)
 
-    found = prefetch(items(), depth=3)
+    found = abreast(map(items, range(100)), threads, 3)
     assert next(found) == 0
-    time.sleep(0.2)
-    assert len(made) <= 6
-    threads = threading.active_count()
+    time.sleep(0.3)
+    assert len(made) <= 1 + 4 * threads  # each has three waiting and one in its hand
+    assert len(prefetching()) == threads
     found.close()
-    assert closed.is_set()
-    assert threading.active_count() == threads - 1
-    for _ in prefetch(items(), depth=1):
+    assert sorted(closed) == list(range(threads))
+    assert not prefetching()
+    for _ in abreast(map(items, range(100)), threads, 1):
         break
     deadline = time.monotonic() + 5
-    while any(thread.name == "gpudedup-prefetch" for thread in threading.enumerate()) and time.monotonic() < deadline:
+    while prefetching() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(thread.name == "gpudedup-prefetch" for thread in threading.enumerate())
+    assert not prefetching()
+
+
+def test_what_follows_an_item_is_done_after_each():
+    done = []
+    assert list(abreast(iter([iter([1, 2]), iter([3])]), 1, 5, after=lambda: done.append(len(done)))) == [1, 2, 3]
+    assert done == [0, 1, 2]
 
 
 def test_after_fork_data_can_be_read(tmp_path):

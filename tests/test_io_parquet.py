@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_second_read_skips_row_groups_and_may_run_in_threads(tmp_path):
         thread.join()
     values = numbered(5000)
     assert all(results[at] == [(row, values[row]) for row in range(at, 5000, 7)] for at in range(6))
+
+
+def test_row_groups_may_be_read_side_by_side(tmp_path):
+    """One after the other they are what `read` gives; none without a row that is wanted; in any order, in threads."""
+    expected = numbered(100)
+    write(tmp_path / "a.parquet", pa.table({"text": expected}), row_group_size=10)
+    shard = shard_of(tmp_path / "a.parquet")
+    parts = list(shard.parts(["text"]))
+    assert len(parts) == 10
+    with ThreadPoolExecutor(5) as pool:
+        read = list(pool.map(list, reversed(parts)))[::-1]
+    assert [row for part in read for batch in part for row in batch.rows] == list(range(100))
+    found = [text for part in read for batch in part for text in batch.columns.column(0).to_pylist()]
+    assert found == expected
+    wanted = np.array([0, 9, 55, 99])
+    some = [[row for batch in part for row in batch.rows] for part in shard.parts(["text"], wanted)]
+    assert some == [[0, 9], [55], [99]]
 
 
 def odd_table(rows: int) -> pa.Table:

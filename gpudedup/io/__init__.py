@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from gpudedup.errors import InputError
-from gpudedup.io.batches import READ_ERRORS, prefetch, say
+from gpudedup.io.batches import READ_ERRORS, abreast, say
 from gpudedup.io.delimited import DelimitedSource
 from gpudedup.io.ipc import IpcSource
 from gpudedup.io.jsonl import JsonlSource
@@ -21,7 +21,7 @@ from gpudedup.io.paths import InputFile, find_files
 from gpudedup.io.plain import PlainSource
 from gpudedup.io.source import Batch, Fingerprint, Shard, Skipped, Source
 
-__all__ = ["Batch", "Fingerprint", "Shard", "Skipped", "Source", "open_paths", "open_source", "prefetch"]
+__all__ = ["Batch", "Fingerprint", "Shard", "Skipped", "Source", "abreast", "open_paths", "open_source"]
 
 READERS: dict[str, Callable[..., Source]] = {
     "jsonl": JsonlSource,

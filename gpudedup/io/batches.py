@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -155,17 +155,42 @@ def nulls(schema: pa.Schema, count: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.nulls(count, field.type) for field in schema], schema=schema)
 
 
-def prefetch(items: Iterator[Item], depth: int = 2, after: Callable[[], None] | None = None) -> Iterator[Item]:
-    """The same items, made by one background thread that is at most ``depth`` items ahead, and calls ``after`` after
-    each.
+_Ready = queue.Queue[tuple[bool, Any]]
+"""Of a part: (False, item) for each, then (True, what it was ended by)."""
 
-    An exception of the maker is raised here, after the items before it. Closing the iterator (or leaving the loop
-    and dropping it) stops the thread and closes ``items``; it ends after the item it is making.
+
+def abreast(
+    parts: Iterator[Iterator[Item]], threads: int, depth: int, after: Callable[[], None] | None = None
+) -> Iterator[Item]:
+    """The items of all parts, part after part, made by background threads: each makes a part, is at most ``depth``
+    items of it ahead, and calls ``after`` after each item.
+
+    An exception of a maker, or of ``parts``, is raised here, after the items before it. Closing the iterator (or
+    leaving the loop and dropping it) stops the threads and closes what they make; they end after the item that they
+    are making.
     """
-    ready: queue.Queue[tuple[bool, Item | BaseException | None]] = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
+    begun: queue.SimpleQueue[_Ready | None] = queue.SimpleQueue()  # of the parts, in order; None after the last
+    turn, stopped = threading.Lock(), threading.Event()
+    ended = False
 
-    def put(last: bool, item: Item | BaseException | None) -> None:
+    def begin() -> tuple[Iterator[Item], _Ready] | None:
+        """The next part, while there is one."""
+        nonlocal ended
+        with turn:
+            if ended or stopped.is_set():
+                return None
+            ready: _Ready = queue.Queue(maxsize=depth)
+            try:
+                part = next(parts, None)
+            except BaseException as error:  # raised again where the items are used
+                part = None
+                ready.put((True, error))
+                begun.put(ready)
+            ended = part is None
+            begun.put(None if part is None else ready)
+            return None if part is None else (part, ready)
+
+    def put(ready: _Ready, last: bool, item: Any) -> None:
         while not stopped.is_set():
             try:
                 ready.put((last, item), timeout=0.05)
@@ -173,34 +198,46 @@ def prefetch(items: Iterator[Item], depth: int = 2, after: Callable[[], None] | 
             except queue.Full:
                 continue
 
-    def work() -> None:
-        error: BaseException | None = None
+    def make(part: Iterator[Item], ready: _Ready) -> None:
+        failure: BaseException | None = None
         try:
-            for item in items:
-                put(False, item)
+            for item in part:
+                put(ready, False, item)
                 if stopped.is_set():
                     break
                 del item  # else it would be held until the next one is made
                 if after is not None:
                     after()
-        except BaseException as raised:  # raised again where the items are used
-            error = raised
+        except BaseException as error:  # raised again where the items are used
+            failure = error
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                close()
-        put(True, error)
+            _close(part)
+        put(ready, True, failure)
 
-    thread = threading.Thread(target=work, name="gpudedup-prefetch", daemon=True)
-    thread.start()
+    def work() -> None:
+        while (given := begin()) is not None:
+            make(*given)
+
+    crew = [threading.Thread(target=work, name="gpudedup-prefetch", daemon=True) for _ in range(threads)]
+    for thread in crew:
+        thread.start()
     try:
-        while True:
+        while (ready := begun.get()) is not None:
             last, item = ready.get()
-            if last:
-                if item is not None:
-                    raise item  # type: ignore[misc]
-                return
-            yield item  # type: ignore[misc]
+            while not last:
+                yield item
+                last, item = ready.get()
+            if item is not None:
+                raise item
     finally:
         stopped.set()
-        thread.join()
+        for thread in crew:
+            thread.join()
+        _close(parts)
+
+
+def _close(items: Iterator[Any]) -> None:
+    """End a generator where it stands."""
+    close = getattr(items, "close", None)
+    if close is not None:
+        close()

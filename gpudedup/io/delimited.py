@@ -29,7 +29,7 @@ from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
-from gpudedup.io.source import Batch, Fingerprint, Skipped
+from gpudedup.io.source import Batch, FileShard, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, UnreadableError, blocks_with, join_parts, open_sink, open_stream, well_formed
 from gpudedup.store.atomic import output_errors
 from gpudedup.store.stopping import checkpoint
@@ -212,7 +212,7 @@ class HeaderError(InputError):
     """A first record that says no columns, so that the file cannot be read at all."""
 
 
-class DelimitedShard:
+class DelimitedShard(FileShard):
     """One CSV or TSV file."""
 
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:

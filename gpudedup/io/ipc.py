@@ -40,7 +40,7 @@ from gpudedup.io.files import COPY_BYTES, OpenFile
 from gpudedup.io.messages import BATCH, DICTIONARY, SCHEMA, EndOfStreamError, Message, MessageError
 from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
-from gpudedup.io.source import Batch, Fingerprint
+from gpudedup.io.source import Batch, FileShard, Fingerprint
 from gpudedup.io.tables import TableSource
 from gpudedup.store.atomic import open_output, output_errors
 from gpudedup.store.stopping import checkpoint
@@ -113,7 +113,7 @@ class _Feed:
         self._waiting.clear()
 
 
-class IpcShard:
+class IpcShard(FileShard):
     """One Arrow IPC file or stream. Rows are numbered through all batches."""
 
     def __init__(self, file: InputFile, memory_bytes: int, skips: SkipLog) -> None:

@@ -28,7 +28,7 @@ from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
-from gpudedup.io.source import Batch, Fingerprint, Skipped
+from gpudedup.io.source import Batch, FileShard, Fingerprint, Skipped
 from gpudedup.io.streams import BOM, UnreadableError, blocks_with, join_parts, open_sink, open_stream
 from gpudedup.store.atomic import output_errors
 from gpudedup.store.stopping import checkpoint
@@ -164,7 +164,7 @@ class _Columns:
         return msgspec.defstruct("Record", fields, rename=names, gc=False)
 
 
-class JsonlShard:
+class JsonlShard(FileShard):
     """One JSON Lines file."""
 
     def __init__(self, file: InputFile, columns: _Columns, memory_bytes: int) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from gpudedup.backends.columns import is_text, is_tokens
 from gpudedup.errors import InputError
 from gpudedup.io.batches import READ_ERRORS, TARGET_BYTES, Rows, batch_bytes, bounded_slices, merge, say, take
-from gpudedup.io.source import Batch, Skipped
+from gpudedup.io.source import Batch, FileShard, Skipped
 from gpudedup.io.tables import column_of
 from gpudedup.store.atomic import open_output, output_errors
 from gpudedup.store.scratch import ScratchDirectory
@@ -125,7 +125,7 @@ class Spool:
         self._scratch.close()
 
 
-class MemoryShard:
+class MemoryShard(FileShard):
     """One table, in memory or spooled."""
 
     name = ""

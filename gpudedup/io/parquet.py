@@ -37,7 +37,7 @@ from gpudedup.io.files import OpenFile
 from gpudedup.io.pages import ChunkPages, scan_pages
 from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
-from gpudedup.io.source import Batch, Fingerprint
+from gpudedup.io.source import Batch, FileShard, Fingerprint
 from gpudedup.io.tables import TableSource
 from gpudedup.store.atomic import open_output, output_errors
 from gpudedup.store.scratch import ScratchDirectory
@@ -59,7 +59,7 @@ _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBL
 _CODECS = {"UNCOMPRESSED": "none", "SNAPPY": "snappy", "GZIP": "gzip", "BROTLI": "brotli", "LZ4": "lz4", "ZSTD": "zstd"}
 
 
-class ParquetShard:
+class ParquetShard(FileShard):
     """One Parquet file. Rows are numbered through all row groups."""
 
     def __init__(self, file: InputFile, text_column: str, memory_bytes: int, tmp: str | None, skips: SkipLog) -> None:
@@ -109,22 +109,36 @@ class ParquetShard:
         Raises InputError naming file, row group and rows for damage, or records it: then all rows of the row group are
         damaged. MemoryLimitError for a page that is too large for ``memory``.
         """
+        for part in self.parts(columns, wanted):
+            yield from part
+
+    def parts(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Iterator[Batch]]:
+        """A part for each row group that rows are wanted of."""
         self.file.check_unchanged()
-        schema = pa.schema([self.schema.field(column) for column in columns])
-        none = np.zeros(0, np.int64)
+        rows_of: dict[int, Rows | None] = {}
         for group, (first, stop) in enumerate(self._spans()):
             rows = None if wanted is None else _within(wanted, first, stop)
-            if first == stop or (rows is not None and not len(rows)):
-                continue
-            if self._is_damaged(group):
-                damaged = np.arange(first, stop) if rows is None else rows
-                for start in range(0, len(damaged), MAX_ROWS):
-                    piece = damaged[start : start + MAX_ROWS]
-                    yield Batch(piece, nulls(schema, len(piece)), piece)
-                continue
+            if first < stop and (rows is None or len(rows)):
+                rows_of[group] = rows
+        left = set(rows_of)
+        for group, rows in rows_of.items():
+            yield self._part(group, columns, rows, left)
+
+    def _part(self, group: int, columns: Sequence[str], rows: Rows | None, left: set[int]) -> Iterator[Batch]:
+        """One of ``left``, the parts that are not read yet; what ends as the last sees to it that the file is the same."""
+        none = np.zeros(0, np.int64)
+        if self._is_damaged(group):
+            schema = pa.schema([self.schema.field(column) for column in columns])
+            damaged = np.arange(*self._spans()[group]) if rows is None else rows
+            for start in range(0, len(damaged), MAX_ROWS):
+                piece = damaged[start : start + MAX_ROWS]
+                yield Batch(piece, nulls(schema, len(piece)), piece)
+        else:
             for numbers, batch in merge(self._group(group, columns, rows, [self._text_column])):
                 yield Batch(numbers, batch, none)
-        self.file.check_unchanged()
+        left.discard(group)
+        if not left:
+            self.file.check_unchanged()
 
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
         """All columns of the kept rows, in batches of about 16 MB of the file's Arrow schema."""

@@ -67,6 +67,10 @@ class Shard(Protocol):
         Raises InputError naming file and row (or byte) for anything unreadable, or records it as skipped.
         """
 
+    def parts(self, columns: Sequence[str], wanted: npt.NDArray[np.int64] | None = None) -> Iterator[Iterator[Batch]]:
+        """The batches of ``read``, cut where threads may read side by side."""
+        yield self.read(columns, wanted)
+
     def kept(self, keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
         """All columns of the rows whose ``keep`` is true, in row order (JSONL, CSV and TSV: the columns of the run)."""
 

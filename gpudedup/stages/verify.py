@@ -95,7 +95,8 @@ class ShingleSets:
 
     def _texts(self, shard: Shard, text_column: str, wanted: I64, sizes: deque[tuple[int, int]]) -> Iterator[pa.Array]:
         """The text of rows; (documents, bytes) of each batch that was drawn goes to ``sizes``."""
-        for batch in read_ahead(shard.read([text_column], wanted), self._params):
+        parts = shard.parts([text_column], wanted)
+        for batch in read_ahead(parts, self._params, self._backend.workers):
             text = batch.columns.column(0)
             sizes.append((len(text), int(value_bytes(text).sum())))
             yield text
