@@ -125,7 +125,7 @@ class ParquetShard(FileShard):
             yield self._part(group, columns, rows, left)
 
     def _part(self, group: int, columns: Sequence[str], rows: Rows | None, left: set[int]) -> Iterator[Batch]:
-        """One of ``left``, the parts that are not read yet; what ends as the last sees to it that the file is the same."""
+        """One of ``left``, the parts that are not read yet; the last to end looks whether the file is the same."""
         none = np.zeros(0, np.int64)
         if self._is_damaged(group):
             schema = pa.schema([self.schema.field(column) for column in columns])
