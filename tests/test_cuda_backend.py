@@ -116,7 +116,7 @@ def test_no_room_at_any_allocation(use: Any, verify: str) -> None:
     assert answer(table, **options)[:2] == expected[:2]
     counters = baseline[0].counters
     constants = 5  # the parameters' own memory: without it there is no backend
-    for number in range(constants + 1, counters.allocations + 1, 3):
+    for number in range(constants + 1, counters.allocations + 1, 7):
         use(lambda n=number: EmulatedDevice(faults=Faults(allocation=n)))
         assert answer(table, **options)[:2] == expected[:2], number
     for number in range(1, counters.host_allocations + 1):
@@ -130,7 +130,7 @@ def test_a_lost_device_is_an_error_and_never_a_wrong_answer(use: Any) -> None:
     devices = use(EmulatedDevice)
     assert answer(table, **OPTIONS)[:2] == expected[:2]
     calls = devices[0].counters.calls
-    for number in range(1, calls, max(1, calls // 60)):
+    for number in range(1, calls, max(1, calls // 30)):
         use(lambda n=number: EmulatedDevice(faults=Faults(lost=n)))
         with pytest.raises(DeviceError, match="lost"):
             answer(table, **OPTIONS)

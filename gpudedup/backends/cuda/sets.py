@@ -99,7 +99,10 @@ class DeviceSets:
 
     def _add(self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64) -> None:
         device, stream, count = self._device, self._stream, len(numbers)
-        if device.free_bytes() < device.memory_bytes // RESERVE_PART:
+        reserve = device.memory_bytes // RESERVE_PART
+        if device.free_bytes() < reserve:
+            stream.synchronize()  # hashes that were made to sets are only held by what is queued
+        if device.free_bytes() < reserve:
             raise DeviceMemoryError(f"{device.name} has no room left for shingle sets")
         first = offsets[rows].astype(np.uint64)
         ends = np.concatenate(([0], np.cumsum(offsets[rows + 1] - offsets[rows]))).astype(np.uint64)
