@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -89,6 +90,7 @@ def changed(**fields: Any) -> bytes:
         (changed(figures={"a": 1}).replace(b'"a": 1', b'"a": NaN'), "line 1, is no result"),
         (changed(format=FORMAT + 1, more={"new": []}), "use another gpudedup"),
     ],
+    ids=itertools.count(),  # records have the time in them, and all workers must know a test by the same name
 )
 def test_what_is_no_result_is_one_line(data: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "results.jsonl"
