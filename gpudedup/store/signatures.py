@@ -21,7 +21,7 @@ from gpudedup.backends.base import U32, U64, SignedBatch
 from gpudedup.errors import ArtefactError
 from gpudedup.io.batches import batch_bytes
 from gpudedup.store.atomic import HashedFile
-from gpudedup.store.mapped import Place, mapped
+from gpudedup.store.mapped import Place, fetch, mapped
 
 GROUP = 8
 """Lanes in a column."""
@@ -162,6 +162,7 @@ class SignatureFile:
     def __init__(self, path: Path, num_perm: int) -> None:
         self.path = path
         self._batches = read_batches(path, schema(num_perm), in_parts=True)
+        fetch(places_of(column for batch in self._batches for column in batch.select(FACTS).columns))  # all are read
         self._width = len(_groups(num_perm))
         self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
