@@ -16,10 +16,10 @@ from gpudedup.backends.base import I32, I64, U32, U64, Backend, LaneGroups, Shin
 from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import abreast
-from gpudedup.io.batches import Item, value_bytes
+from gpudedup.io.batches import TARGET_BYTES, Item, value_bytes
 from gpudedup.io.source import Batch, Source
-from gpudedup.machine import release_memory
-from gpudedup.params import Params, is_memory_scarce, parse_keep, parse_shingle
+from gpudedup.machine import default_memory_bytes, release_memory
+from gpudedup.params import Params, is_memory_scarce, parse_keep, parse_memory, parse_shingle
 
 if TYPE_CHECKING:
     from gpudedup.stages.earlier import Earlier
@@ -262,12 +262,14 @@ def gather(
 
 
 def read_ahead(parts: Iterator[Iterator[Item]], params: Params, workers: int) -> Iterator[Item]:
-    """The batches of all parts in order, read by threads. Where memory is scarce it is one, a batch ahead, and what it
-    has freed goes back to the system after each."""
+    """The batches of all parts in order, read by threads; each has two in memory, all together an eighth of it at most.
+    Where memory is scarce it is one thread, and what it has freed goes back to the system after each batch."""
     if is_memory_scarce(params):
         return abreast(parts, 1, 1, after=release_memory)
+    memory_bytes = default_memory_bytes() if params.memory is None else parse_memory(params.memory)
     # A core decodes 1 GB of text a second, and signs 0.6: of three workers' time one is the readers'.
-    return abreast(parts, min(workers, 2 + workers // 4), 1)
+    threads = min(workers, 2 + workers // 4, memory_bytes // (8 * 2 * TARGET_BYTES))
+    return abreast(parts, max(1, threads), 1)
 
 
 def sign_pieces(
