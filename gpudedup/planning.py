@@ -97,9 +97,8 @@ def make_plan(source: Source, params: Params, *, output: str, out: str | None, p
     unguarded = msgspec.structs.replace(params, max_removed=None, guard_column=None)
     data = MemorySource(Held(sample.table), text_column=params.text_column, columns=[])
     first = MemorySource(Held(sample.table.slice(0, WARM_UP_ROWS)), text_column=params.text_column, columns=[])
-    run_stages(
-        first, unguarded, input_bytes=stored_bytes
-    )  # what is done once in a process, so that it does not count for every document
+    # What is done once in a process, so that it does not count for every document.
+    run_stages(first, unguarded, input_bytes=stored_bytes)
     outcome = run_stages(data, unguarded, progress=progress, input_bytes=stored_bytes)
     documents = sample.document_total
     text_bytes = sample.total(sample.text_bytes)

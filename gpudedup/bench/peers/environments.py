@@ -59,10 +59,6 @@ PEERS = (
 )
 
 
-PIP = Peer("pip", "pip", "")
-"""Without which an environment was not made to its end."""
-
-
 def no_gpu() -> str | None:
     """Why peers that need a GPU cannot run here; None if they may."""
     found = detect()
@@ -107,22 +103,22 @@ def install(
             yield peer, f"cannot be installed: {folder} is there and no environment; name another directory"
             continue
         try:
-            if installed_version(python, PIP) is None:
+            if installed_version(python, "pip") is None:  # none, or one that was not made to its end
                 say(f"{peer.folder}: making its environment")
                 venv.create(folder, with_pip=True, clear=True)
-            if installed_version(python, peer) is None:
+            if installed_version(python, peer.package) is None:
                 say(f"{peer.folder}: pip install {' '.join((peer.package, *peer.beside))}")
                 _pip(python, ("pyarrow", peer.package, *peer.beside))
-            yield peer, installed_version(python, peer) or "cannot be installed: pip left no such package"
+            yield peer, installed_version(python, peer.package) or "cannot be installed: pip left no such package"
         except (OSError, subprocess.CalledProcessError, BenchmarkError) as error:
             yield peer, f"cannot be installed: {error}"
 
 
-def installed_version(python: Path, peer: Peer) -> str | None:
-    """The version of the peer in an environment; None if it is not there."""
+def installed_version(python: Path, package: str) -> str | None:
+    """The version of a package in an environment; None if it is not there."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     try:
-        done = subprocess.run([str(python), "-I", "-c", code, peer.package], capture_output=True, text=True)
+        done = subprocess.run([str(python), "-I", "-c", code, package], capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -180,7 +180,7 @@ def _record(peer: Peer, order: Order, peers: Path, corpora: Corpora, judge: Judg
     given, small = corpora.part if peer.slow else corpora.whole, corpora.small
     case = given.name
     python = Path(sys.executable) if peer in OURS else python_of(peers, peer)
-    version = installed_version(python, peer)
+    version = installed_version(python, peer.package)
     fields = {"program": peer.name, "version": version or "not installed", "device": "cpu", "seed": order.seed}
     if peer.gpu:
         fields["device"] = "cuda"
