@@ -61,6 +61,11 @@ THREADS = {
     "advance_sets": 32 * verifying.WARPS,
     "advance_lanes": 32 * verifying.WARPS,
 }
+CASES = {kind: (kind, Params()) for kind in TEXTS} | {
+    "english, 2 kB, char:24, 260 lanes": ("english, 2 kB", Params(shingle="char:24", num_perm=260)),
+    "chinese, 2 kB, char:5": ("chinese, 2 kB", Params(shingle="char:5")),
+}
+"""Of signing: texts and how they are signed."""
 SET_SIZE = 600
 """Shingles of a document, and of a set."""
 
@@ -80,6 +85,8 @@ class Gpu:
     special: float = 0.5  # 16 lanes: counts of bits and leading zeros, reversal
     access: float = 1.0  # 32 lanes: loads, stores, shuffles
     shared: float = 1.0  # accesses to shared memory without bank conflicts
+    loaded: float = 4.0  # sectors from the L1 cache, 128 bytes
+    stored: float = 1.2  # sectors to the L2 cache: 5,120 bytes for all (NVIDIA A100 whitepaper; no newer figure)
 
     warps: int = 64
     registers: int = 65536
@@ -96,7 +103,7 @@ PARTS = {
         *("VIMNMX", "VIMNMX3", "VIADDMNMX", "IMNMX"),
     ),
 }  # branches and uniform instructions are issued only
-SHOWN = ("alu", "multiply", "special", "access", "shared")
+SHOWN = ("alu", "multiply", "special", "access", "shared", "loaded", "stored")
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,8 @@ class Load:
     instructions: int
     """Of warps."""
     parts: dict[str, int]
-    """Of warps, by part of a multiprocessor; cycles for "shared"."""
+    """Of warps, by part of a multiprocessor; cycles for "shared"; sectors of 32 bytes, one access after another, for
+    "loaded" and "stored"."""
     bytes_moved: int
     items: int
     """Bytes of text, hashes or comparisons, of which all this is."""
@@ -133,7 +141,7 @@ def parts(kernel: str, counts: sass.Counts) -> dict[str, int]:
     for number, count in counts.executed.items():
         by_name[code.instructions[number].names[0]] += count
     found = {part: sum(by_name[name] for name in names) for part, names in PARTS.items()}
-    return found | {"shared": counts.shared_cycles}
+    return found | {"shared": counts.shared_cycles, "loaded": counts.sectors_read, "stored": counts.sectors_written}
 
 
 @cache
@@ -227,8 +235,8 @@ class Piece:
         return sass.launch(sass.parse(compiled()[0][kernel]), self._memory, grid, THREADS[kernel], args)
 
 
-def loads(kind: str, size: int) -> tuple[Piece, dict[str, Load]]:
-    params = Params()
+def loads(case: str, size: int) -> tuple[Piece, dict[str, Load]]:
+    kind, params = CASES[case]
     piece = Piece(texts(kind, size, SEED), params)
     counts = piece.run()
     units, folded = (int(value) for value in piece.get("needed"))
@@ -236,9 +244,10 @@ def loads(kind: str, size: int) -> tuple[Piece, dict[str, Load]]:
     found = {}
     for kernel, each in counts.items():
         # One turn of the block that joins blocks is for as many as it has threads.
-        text = signing.JOIN_THREADS * TEXT_BLOCK if kernel == "join_words" else piece.size
-        instructions = sum(each.executed.values())
-        found[kernel] = Load(instructions, parts(kernel, each), moved[kernel], text, kernel == "join_words")
+        is_join = kernel.startswith("join_")
+        text = signing.JOIN_THREADS * TEXT_BLOCK if is_join else piece.size
+        bytes_moved = moved[kernel.replace("_chars", "_words")]
+        found[kernel] = Load(sum(each.executed.values()), parts(kernel, each), bytes_moved, text, is_join)
     return piece, found
 
 
@@ -390,15 +399,15 @@ def main() -> None:
     head = f"| kernel | all | {' | '.join(SHOWN)} | warps | limit | ps |\n"
     head += "| --- | ---: |" + " ---: |" * len(SHOWN) + " ---: | --- | ---: |"
     predicted: dict[str, Any] = {"kernels": program.digest()[:12], "seconds_per_byte": {}}
-    for kind in TEXTS:
-        piece, found = loads(kind, given.bytes)
+    for case in CASES:
+        piece, found = loads(case, given.bytes)
         units = int(piece.get("needed")[0])
-        print(f"\na byte of {kind}: {piece.size} bytes, {piece.documents} documents, {units} units\n")
+        print(f"\na byte of {case}: {piece.size} bytes, {piece.documents} documents, {units} units\n")
         print("\n".join([head, *rows(found)]), flush=True)
         seconds = {kernel: load.limit(H200)[1] for kernel, load in found.items()}
         seconds["all"] = sum(seconds.values())
         print(f"\nall: {seconds['all'] * 1e12:.2f} ps a byte, {1e-9 / seconds['all']:,.0f} GB/s")
-        predicted["seconds_per_byte"][kind] = seconds
+        predicted["seconds_per_byte"][case] = seconds
     for item, found in (("hash", set_loads()), ("comparison", comparison_loads())):
         print(f"\na {item}:\n\n" + "\n".join([head, *rows(found)]), flush=True)
         predicted[f"seconds_per_{item}"] = {kernel: load.limit(H200)[1] for kernel, load in found.items()}

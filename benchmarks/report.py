@@ -102,9 +102,15 @@ def start(result: Result) -> str:
 def predicted(found: dict[str, Any]) -> str:
     """What `gpu_model.py` made of the kernels' machine code."""
     texts = found["seconds_per_byte"]
-    kernels = [kernel for kernel in next(iter(texts.values())) if kernel != "all"]
-    rows = [[f"`{kernel}`", *(f"{seconds[kernel] * 1e12:.2f}" for seconds in texts.values())] for kernel in kernels]
-    rows.append(["all, one after another", *(f"{seconds['all'] * 1e12:.2f}" for seconds in texts.values())])
+    kernels = list(dict.fromkeys(kernel for seconds in texts.values() for kernel in seconds))
+    kernels.sort(key="all".__eq__)
+    rows = [
+        [
+            "all, one after another" if kernel == "all" else f"`{kernel}`",
+            *(f"{seconds[kernel] * 1e12:.2f}" if kernel in seconds else "" for seconds in texts.values()),
+        ]
+        for kernel in kernels
+    ]
     rows.append(["at most, GB/s", *(f"**{1e-9 / seconds['all']:.0f}**" for seconds in texts.values())])
     text = (
         "**Nothing of this was measured: no GPU was at hand.** Picoseconds a byte of text that each kernel takes at\n"

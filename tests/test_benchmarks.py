@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gpudedup.backends.cuda import program
 from gpudedup.bench.record import Spread, Text, new_record, write_records
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -49,6 +50,11 @@ def test_every_result_is_described() -> None:
 def test_the_page_is_that_of_the_results() -> None:
     made = report.render(BENCHMARKS / "results", (BENCHMARKS / "notes.md").read_text())
     assert report.OUT.read_text() == made, "run python benchmarks/report.py"
+
+
+def test_the_prediction_is_of_these_kernels() -> None:
+    found = json.loads(report.PREDICTED.read_text())
+    assert found["kernels"] == program.digest()[:12], "run python benchmarks/gpu_model.py --write, then report.py"
 
 
 def test_results_of_the_bench_are_held_to_the_bars(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ __device__ __forceinline__ uint32_t lower_bound(const uint32_t* values, uint32_t
 }
 
 /// Size of the intersection, or less than `needed` where it cannot reach that. 32 values of the smaller set at a time
-/// are looked up in the next 64 of the larger, which the lanes hold in pairs: in five shuffles, without a load that
+/// are looked up in the next 64 of the larger, which the lanes hold in pairs: in eight shuffles, without a load that
 /// waits for another. Sets that can be similar seldom need more than 64; a value that does is looked up in memory.
 /// Called by whole warps; every lane has the result.
 __device__ inline uint32_t warp_intersection(const uint32_t* small, uint32_t m, const uint32_t* large, uint32_t n,

@@ -29,9 +29,8 @@ constexpr uint32_t VECTOR_BYTES = sizeof(uint4);
 // apart, equal words of all lanes are in different banks.
 constexpr uint32_t SLOT_WORDS = READ_WORDS + 1;
 
-/// `starts` has bit p set where a document that is not empty starts at byte p, and bit `size`; one word more after it.
-/// The bytes have room to the next
-/// multiple of READ_BYTES after it.
+/// `starts` has bit p set where a document that is not empty starts at byte p, and bit `size`; one word more follows.
+/// The bytes have room to the next multiple of READ_BYTES.
 struct Text {
   const uint8_t* bytes;
   uint32_t size;
