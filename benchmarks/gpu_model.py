@@ -168,7 +168,7 @@ class Piece:
         padded = np.zeros((self.size // signing.READ_BYTES + 1) * signing.READ_BYTES, np.uint8)
         padded[: self.size] = values
         index, pages, expansions, _ = _cpu.fold_tables(params.fold)
-        a, b = signing.lane_constants(params.seed, -(-lanes // signing.WARP_LANES) * signing.WARP_LANES)
+        a, b = signing.lane_constants(params.seed, -(-lanes // signing.WARP_THREADS) * signing.WARP_THREADS)
         self.blocks = -(-self.size // TEXT_BLOCK)
         u32, u64 = np.uint32, np.uint64
         arrays: dict[str, npt.NDArray[Any]] = {

@@ -144,12 +144,23 @@ extern "C" __global__ void loops(const unsigned char* from, unsigned long long s
   for (unsigned long long i = threadIdx.x; i < size; i += 32) sum += from[i];
   to[threadIdx.x] = sum / by;
 }
+extern "C" __global__ void chain(const uint2* from, unsigned size, unsigned* to) {
+  unsigned sum = 0;
+#pragma unroll 1
+  for (unsigned i = threadIdx.x; i < size; ++i) {
+    const uint2 one = from[i], other = from[i ^ 64];
+    sum += from[one.y + other.y].x;
+  }
+  to[threadIdx.x] = sum;
+}
 """
 
 
 def test_planted_faults_are_found(nvrtc: tuple[int, int], nvdisasm: str, tmp_path: Path) -> None:
     cubin, found = static.compile_kernels(PLANTED, ("-std=c++17",), 90)
-    budgets = {name: Budget(255) for name in ("stack", "spill", "divide", "loops", "gone")} | {"good": Budget(4)}
+    budgets = {name: Budget(255) for name in ("stack", "spill", "divide", "loops", "chain", "gone")} | {
+        "good": Budget(4)
+    }
     lines = "\n".join(static.usage_faults(found, budgets))
     assert re.fullmatch(
         r"gone has a budget and is no kernel\ngood takes registers \d+, 4 allowed\nspill takes spilled \d+, 0 allowed\n"
@@ -159,16 +170,19 @@ def test_planted_faults_are_found(nvrtc: tuple[int, int], nvdisasm: str, tmp_pat
     assert static.usage_faults(found, {}) == [f"{name} has no budget" for name in sorted(found)]
     code = static.disassemble(nvdisasm, cubin, tmp_path)
     budgets = dict.fromkeys(code, Budget(255)) | {"good": Budget(255, wants=(*static.LOADS_16_BYTES, r"\bREDUX\b"))}
+    budgets["chain"] = Budget(255, carries=9, loads=3)
     lines = "\n".join(static.code_faults(code, budgets))
     assert re.fullmatch(
-        r"divide calls a routine: CALL.*\ndivide has divisions \d, 0 allowed\ngood has no \\bREDUX\\b\n"
-        r"loops has carries \d, 0 allowed\nloops has divisions 1, 0 allowed\nloops has narrow_loads 1, 0 allowed\n"
-        r"spill uses local memory: STL.*\nstack has carries 1, 0 allowed\nstack uses local memory: STL.*",
+        r"chain has loads 2, 3 wanted\ndivide calls a routine: CALL.*\ndivide has divisions \d, 0 allowed\n"
+        r"good has no \\bREDUX\\b\nloops has carries \d, 0 allowed\nloops has divisions 1, 0 allowed\n"
+        r"loops has narrow_loads 1, 0 allowed\nspill uses local memory: STL.*\nstack has carries 1, 0 allowed\n"
+        r"stack uses local memory: STL.*",
         lines,
     )
     allowed = dict.fromkeys(
         code, Budget(255, stack=1024, spilled=1024, calls=True, divisions=2, narrow_loads=1, carries=9)
     )
+    allowed["chain"] = Budget(255, carries=9, loads=2)
     assert not static.usage_faults(found, allowed)
     assert not static.code_faults(code, allowed)
 

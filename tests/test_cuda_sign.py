@@ -132,7 +132,7 @@ def test_every_code_point_that_folds_to_several(shingle: str) -> None:
     check(["a".join(chosen[i : i + 60]) for i in range(0, len(chosen), 60)], shingle=shingle)
 
 
-@pytest.mark.parametrize("num_perm", [1, 3, 127, 128, 129, 200])
+@pytest.mark.parametrize("num_perm", [1, 33, 96, 127, 128, 129, 200, 260])
 def test_any_number_of_lanes(num_perm: int) -> None:
     documents = ["one two three four five six seven", "", "x", "y " * 1100, "z z"]
     check(documents, num_perm=num_perm, bands=1, rows=num_perm, shingle="word:3")
@@ -577,6 +577,6 @@ def test_constants_are_those_of_the_kernels() -> None:
         "HASH_UNITS",
         "SIGN_THREADS",
         "SIGN_UNITS",
+        "WARP_THREADS",
     ):
         assert int(found[name]) == getattr(sign, name), name
-    assert int(found["THREAD_LANES"]) * int(found["WARP_THREADS"]) == sign.WARP_LANES

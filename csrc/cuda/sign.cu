@@ -21,8 +21,7 @@ constexpr uint32_t MAX_SHINGLE = 256;  // units
 constexpr uint32_t SIGN_THREADS = 128;
 constexpr uint32_t SIGN_UNITS = 512;   // of a warp
 constexpr uint32_t LONG_STRETCH = 32;  // of shingles
-constexpr uint32_t THREAD_LANES = 4;   // minima that a thread holds beside their a and b
-constexpr uint32_t WARP_LANES = THREAD_LANES * WARP_THREADS;
+constexpr uint32_t THREAD_LANES = 4;   // minima that a thread holds at most, beside their a and b
 
 /// Shingles of a document of `units` units.
 __device__ __forceinline__ uint32_t shingle_count(uint32_t units, uint32_t n) {
@@ -230,8 +229,89 @@ extern "C" __global__ void __launch_bounds__(HASH_THREADS)
   hash_tile(first, documents, n, shingles, content, TokenUnits{tokens});
 }
 
+/// The arrays of `sign_lanes`, and a warp's tile of shingles: begin .. end - 1, of `document` and those after it.
+struct LaneTile {
+  const uint32_t *shingles, *first;
+  uint32_t documents, n;
+  const uint32_t *a, *b;
+  uint32_t lane_count;
+  uint32_t* lanes;
+  uint32_t begin, end, document;
+};
+
+/// Of the lanes from `group` on, WIDTH for a thread: their minima over the tile.
+template <uint32_t WIDTH>
+__device__ __forceinline__ void sign_group(const LaneTile& tile, uint32_t group) {
+  const auto [shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low] = tile;
+  uint32_t group_a[WIDTH], group_b[WIDTH];
+#pragma unroll
+  for (uint32_t k = 0; k < WIDTH; ++k) {
+    group_a[k] = a[group + k * WARP_THREADS + warp_lane()];
+    group_b[k] = b[group + k * WARP_THREADS + warp_lane()];
+  }
+  uint32_t document = low, from = first[low], to = first[low + 1];
+  uint8_t* const own_lanes = reinterpret_cast<uint8_t*>(lanes + group + warp_lane());
+  for (;;) {
+    const uint32_t shingles_end = from + shingle_count(to - from, n);
+    const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
+    uint32_t best[WIDTH];
+#pragma unroll
+    for (uint32_t k = 0; k < WIDTH; ++k) best[k] = EMPTY_LANE;
+    const auto take = [&](uint32_t h, uint32_t next) {
+#pragma unroll
+      for (uint32_t k = 0; k < WIDTH; ++k) {
+        const uint32_t value = lane(h, group_a[k], group_b[k]), other = lane(next, group_a[k], group_b[k]);
+        const uint32_t least = value < other ? value : other;  // GPUs since Hopper take a minimum of three
+        best[k] = least < best[k] ? least : best[k];
+      }
+    };
+    uint32_t i = here;
+    if (here + LONG_STRETCH <= stop) {  // eight at a time, as they lie in memory
+      for (; i % 4 != 0; ++i) take(shingles[i], shingles[i]);
+#pragma unroll 1
+      for (; i + 8 <= stop; i += 8) {
+        const uint4* eight = reinterpret_cast<const uint4*>(shingles + i);
+        const uint4 lower = eight[0], upper = eight[1];
+        take(lower.x, lower.y);
+        take(lower.z, lower.w);
+        take(upper.x, upper.y);
+        take(upper.z, upper.w);
+      }
+    }
+#pragma unroll 1
+    for (; i + 2 <= stop; i += 2) {
+      const uint32_t* two = shingles + i;
+      take(two[0], two[1]);
+    }
+    if (i < stop) take(shingles[i], shingles[i]);
+    uint32_t* own = reinterpret_cast<uint32_t*>(own_lanes + static_cast<uint64_t>(document) * (4 * lane_count));
+    const uint32_t lanes_left = here < stop ? lane_count - group : 0;
+    if (from >= begin && shingles_end <= end) {
+#pragma unroll
+      for (uint32_t k = 0; k < WIDTH; ++k)
+        if (k * WARP_THREADS + warp_lane() < lanes_left) own[k * WARP_THREADS] = best[k];
+    } else {
+#pragma unroll
+      for (uint32_t k = 0; k < WIDTH; ++k) {
+        // An older value is never below: it spares the long documents most atomics.
+        if (k * WARP_THREADS + warp_lane() < lanes_left && best[k] < own[k * WARP_THREADS])
+          atomicMin(own + k * WARP_THREADS, best[k]);
+      }
+    }
+    if (to >= end) return;
+    // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
+    from = to;
+    to = first[document + 2];
+    ++document;
+    if (to == from) {
+      document = document_of(first, document + 1, documents - 1, from);
+      to = first[document + 1];
+    }
+  }
+}
+
 /// Lanes of all documents from a warp's tile of shingles. lanes uint32[documents, lane_count] holds EMPTY_LANE before;
-/// a and b are padded to a multiple of WARP_LANES.
+/// a and b are padded to a multiple of WARP_THREADS.
 extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
     sign_lanes(const uint32_t* shingles, const uint32_t* first, uint32_t documents, uint32_t n, const uint32_t* a,
                const uint32_t* b, uint32_t lane_count, uint32_t* lanes) {
@@ -241,67 +321,21 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
   const uint32_t end = units - begin < SIGN_UNITS ? units : begin + SIGN_UNITS;
   const uint32_t low = warp_document_of(first, 0, documents - 1, begin);
 
-  for (uint32_t group = 0; group < lane_count; group += WARP_LANES) {
-    uint32_t group_a[THREAD_LANES], group_b[THREAD_LANES];
-#pragma unroll
-    for (uint32_t k = 0; k < THREAD_LANES; ++k) {
-      group_a[k] = a[group + k * WARP_THREADS + warp_lane()];
-      group_b[k] = b[group + k * WARP_THREADS + warp_lane()];
-    }
-    uint32_t document = low, from = first[low], to = first[low + 1];
-    uint8_t* const own_lanes = reinterpret_cast<uint8_t*>(lanes + group + warp_lane());
-    for (;;) {
-      const uint32_t shingles_end = from + shingle_count(to - from, n);
-      const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
-      uint32_t best[THREAD_LANES] = {EMPTY_LANE, EMPTY_LANE, EMPTY_LANE, EMPTY_LANE};
-      const auto take = [&](uint32_t h, uint32_t next) {
-#pragma unroll
-        for (uint32_t k = 0; k < THREAD_LANES; ++k) {
-          const uint32_t value = lane(h, group_a[k], group_b[k]), other = lane(next, group_a[k], group_b[k]);
-          const uint32_t least = value < other ? value : other;  // GPUs since Hopper take a minimum of three
-          best[k] = least < best[k] ? least : best[k];
-        }
-      };
-      uint32_t i = here;
-      if (here + LONG_STRETCH <= stop) {  // four at a time, as they lie in memory
-        for (; i % 4 != 0; ++i) take(shingles[i], shingles[i]);
-#pragma unroll 2
-        for (; i + 4 <= stop; i += 4) {
-          const uint4 four = *reinterpret_cast<const uint4*>(shingles + i);
-          take(four.x, four.y);
-          take(four.z, four.w);
-        }
-      }
-#pragma unroll 1
-      for (; i + 2 <= stop; i += 2) {
-        const uint32_t* two = shingles + i;
-        take(two[0], two[1]);
-      }
-      if (i < stop) take(shingles[i], shingles[i]);
-      uint32_t* own = reinterpret_cast<uint32_t*>(own_lanes + static_cast<uint64_t>(document) * (4 * lane_count));
-      const uint32_t lanes_left = here < stop ? lane_count - group : 0;
-      if (from >= begin && shingles_end <= end) {
-#pragma unroll
-        for (uint32_t k = 0; k < WARP_LANES; k += WARP_THREADS)
-          if (k + warp_lane() < lanes_left) own[k] = best[k / WARP_THREADS];
-      } else {
-#pragma unroll
-        for (uint32_t k = 0; k < WARP_LANES; k += WARP_THREADS) {
-          const uint32_t least = best[k / WARP_THREADS];
-          // An older value is never below: it spares the long documents most atomics.
-          if (k + warp_lane() < lanes_left && least < own[k]) atomicMin(own + k, least);
-        }
-      }
-      if (to >= end) break;
-      // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
-      from = to;
-      to = first[document + 2];
-      ++document;
-      if (to == from) {
-        document = document_of(first, document + 1, documents - 1, from);
-        to = first[document + 1];
-      }
-    }
+  const LaneTile tile{shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low};
+  // As few groups as can be, and as even: one lane a thread takes as many loads and steps as four do.
+  uint32_t left = (lane_count + WARP_THREADS - 1) / WARP_THREADS, group = 0;  // lanes of a thread; of the warp
+  for (uint32_t groups = (left + THREAD_LANES - 1) / THREAD_LANES; groups > 0; --groups) {
+    const uint32_t width = left > 3 * groups ? 4 : left > 2 * groups ? 3 : left > groups ? 2 : 1;
+    if (width == 4)
+      sign_group<4>(tile, group);
+    else if (width == 3)
+      sign_group<3>(tile, group);
+    else if (width == 2)
+      sign_group<2>(tile, group);
+    else
+      sign_group<1>(tile, group);
+    group += width * WARP_THREADS;
+    left -= width;
   }
 }
 

@@ -27,7 +27,7 @@ from gpudedup.params import Params, parse_shingle
 # The constants of the same names in csrc/cuda/units.cu and sign.cu.
 READ_BYTES, READ_THREADS, JOIN_THREADS = 32, 256, 1024
 HASH_THREADS, HASH_UNITS = 256, 2048
-SIGN_THREADS, SIGN_UNITS, WARP_LANES = 128, 512, 128
+WARP_THREADS, SIGN_THREADS, SIGN_UNITS = 32, 128, 512
 
 MAX_PIECE_BYTES = 1 << 28
 """Of text, in one piece. What it folds to, at most 11 times as long, is counted in 32 bits."""
@@ -167,7 +167,7 @@ class Signer:
         self._fetch = device.stream()  # also down, of what is asked for while others wait in `_down` for kernels
         self._slots = [_Slot(Arrays(device.alloc_host), Arrays(device.alloc)) for _ in range(slots)]
         self._work: Arrays[DeviceArray] = Arrays(device.alloc, self._compute.synchronize)
-        a, b = lane_constants(params.seed, -(-self._lane_count // WARP_LANES) * WARP_LANES)
+        a, b = lane_constants(params.seed, -(-self._lane_count // WARP_THREADS) * WARP_THREADS)
         self._a, self._b = self._constant(a), self._constant(b)
         self._fold: tuple[DeviceArray | Scalar, ...] = ()
         if self._unit != "tokens":
@@ -419,7 +419,7 @@ class Signer:
         documents, lane_count = np.uint32(count), np.uint32(self._lane_count)
         self._device.fill(lanes[: self._lane_count * count], 0xFF, self._compute)
         self._launch(
-            "sign_lanes", units, SIGN_UNITS * (SIGN_THREADS // 32), SIGN_THREADS,
+            "sign_lanes", units, SIGN_UNITS * (SIGN_THREADS // WARP_THREADS), SIGN_THREADS,
             self._work["shingles"], first, documents, np.uint32(self._n), self._a, self._b, lane_count, lanes,
         )  # fmt: skip
         if request.band_keys:
