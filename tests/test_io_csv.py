@@ -180,6 +180,7 @@ def test_one_column(tmp_path):
 def test_many_blocks_and_entries(tmp_path, suffix, monkeypatch):
     """Records across blocks of any size; a second read enters a plain file near the rows it wants."""
     monkeypatch.setattr(module, "TARGET_BYTES", 5_000)
+    monkeypatch.setattr("gpudedup.io.batches.TARGET_BYTES", 5_000)
     texts = [f"{number} " + 'é,\t"\n'[: number % 6] * (number * 37 % 90) for number in range(2000)]
     rows = [table([number, text], suffix=suffix, header=())[1:] for number, text in enumerate(texts)]
     data = table(suffix=suffix) + b"".join(b"\n" * (number % 5 == 0) + row for number, row in enumerate(rows))

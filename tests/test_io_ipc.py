@@ -286,7 +286,6 @@ def test_files_without_rows(tmp_path):
 def test_many_and_large_batches(tmp_path, monkeypatch):
     """Small batches are joined and large ones cut; long ones are mapped rather than copied."""
     monkeypatch.setattr("gpudedup.io.batches.TARGET_BYTES", 10_000)
-    monkeypatch.setattr(module, "TARGET_BYTES", 10_000)
     texts = [f"{number} " * 10 for number in range(5000)]
     for sizes in ([10] * 500, [5000]):
         starts = np.cumsum([0, *sizes])

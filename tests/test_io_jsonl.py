@@ -127,6 +127,7 @@ def test_files_without_rows(tmp_path, data):
 def test_many_blocks_and_entries(tmp_path, suffix, monkeypatch):
     """Lines across blocks of any size; a second read enters a plain file near the rows it wants."""
     monkeypatch.setattr(module, "TARGET_BYTES", 5_000)
+    monkeypatch.setattr("gpudedup.io.batches.TARGET_BYTES", 5_000)
     texts = [f"{number} " + "é" * (number * 37 % 400) for number in range(2000)]
     data = b"".join(line(text) if number % 5 else b"\n" + line(text) for number, text in enumerate(texts))
     path = write(tmp_path, data, suffix)

@@ -120,6 +120,18 @@ def test_batches_are_bounded_and_joined(tmp_path):
     assert [row for row, _ in texts(shard, wanted)] == wanted.tolist()
 
 
+def test_batches_are_smaller_of_little_memory(tmp_path):
+    """A sixteenth of it, or one row."""
+    values = [chr(97 + number % 26) * (1 << 16) for number in range(400)]
+    path = write(tmp_path / "a.parquet", {"text": values}, use_dictionary=False, write_batch_size=1)
+    for memory_bytes, most in ((64_000_000, 4_000_000), (128_000_000, 8_000_000), (1 << 30, TARGET_BYTES)):
+        shard = shard_of(path, memory_bytes=memory_bytes)
+        for wanted in (None, np.arange(0, 400, 2)):
+            sizes = [int(value_bytes(batch.columns.column(0)).sum()) for batch in shard.read(["text"], wanted)]
+            assert most / 2 < max(sizes) <= most
+        assert texts(shard) == list(enumerate(values))
+
+
 def test_second_read_skips_row_groups_and_may_run_in_threads(tmp_path):
     path = write(tmp_path / "a.parquet", {"text": numbered(5000)}, row_group_size=500)
     shard = shard_of(path)

@@ -19,7 +19,6 @@ import gpudedup
 from gpudedup.errors import InputError, MemoryLimitError
 from gpudedup.explain import explain
 from gpudedup.io import open_paths
-from gpudedup.io import plain as module
 from gpudedup.io.source import first_rows, input_files
 from gpudedup.io.streams import well_formed
 
@@ -102,7 +101,7 @@ def test_many_files_a_batch(tmp_path, monkeypatch):
     assert [name for name, _ in input_files(found.shards)] == names
     assert first_rows(found.shards, np.array([0, 300])).tolist() == list(range(301))
     for target, count in ((1 << 20, 1), (1000, 10)):
-        monkeypatch.setattr(module, "TARGET_BYTES", target)
+        monkeypatch.setattr("gpudedup.io.batches.TARGET_BYTES", target)
         rows, read = [], []
         batches = list(shard.read(["text"]))
         for batch in batches:

@@ -16,7 +16,10 @@ import pyarrow.types as pt
 from gpudedup.backends.columns import is_text
 
 TARGET_BYTES = 16 << 20
-"""Bytes of values a batch aims at: large enough to hide the cost per batch, small enough for any ``memory``."""
+"""Bytes of values a batch aims at where there is memory: large enough to hide the cost per batch."""
+
+TARGET_SHARE = 16
+"""A batch that is read aims at 1 / TARGET_SHARE of the memory at most: several are decoded, picked and joined."""
 
 MAX_ROWS = 1 << 17
 """Rows a batch has at most, so that rows without bytes (nulls, run lengths) are bounded too."""
@@ -35,6 +38,11 @@ READ_ERRORS = (
 
 Rows = npt.NDArray[np.int64]
 Item = TypeVar("Item")
+
+
+def target_bytes(memory_bytes: int) -> int:
+    """Bytes of values that a batch which is read aims at."""
+    return min(TARGET_BYTES, memory_bytes // TARGET_SHARE)
 
 
 def say(error: BaseException) -> str:
@@ -81,17 +89,17 @@ def _array_bytes(column: pa.Array) -> int:
         return int(column.get_total_buffer_size())
 
 
-def bounded_slices(batch: pa.RecordBatch, target_bytes: int = TARGET_BYTES) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(first row, slice) of consecutive slices of at most ``target_bytes`` decoded bytes or one row; no copies."""
+def bounded_slices(batch: pa.RecordBatch, target: int = TARGET_BYTES) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, slice) of consecutive slices of at most ``target`` decoded bytes or one row; no copies."""
     dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
-    if batch.num_rows <= MAX_ROWS and not dictionaries and batch_bytes(batch) <= target_bytes:
+    if batch.num_rows <= MAX_ROWS and not dictionaries and batch_bytes(batch) <= target:
         if batch.num_rows:
             yield 0, batch
         return
     ends = np.cumsum(sum((value_bytes(column) for column in batch.columns), np.zeros(batch.num_rows, np.int64)))
     first, before = 0, 0
     while first < batch.num_rows:
-        stop = int(np.searchsorted(ends, before + target_bytes, side="right"))
+        stop = int(np.searchsorted(ends, before + target, side="right"))
         stop = min(max(stop, first + 1), first + MAX_ROWS, batch.num_rows)
         yield first, batch.slice(first, stop - first)
         first, before = stop, int(ends[stop - 1])
@@ -120,20 +128,22 @@ def _take_array(column: pa.Array, rows: Rows) -> pa.Array:
         return pa.concat_arrays([column.slice(int(run[0]), len(run)) for run in runs])
 
 
-def merge(parts: Iterable[tuple[Rows, pa.RecordBatch]]) -> Iterator[tuple[Rows, pa.RecordBatch]]:
-    """Join small consecutive parts and cut large ones, so that each has about ``TARGET_BYTES``."""
+def merge(
+    parts: Iterable[tuple[Rows, pa.RecordBatch]], target: int = TARGET_BYTES
+) -> Iterator[tuple[Rows, pa.RecordBatch]]:
+    """Join small consecutive parts and cut large ones, so that each has about ``target`` bytes."""
     waiting: list[tuple[Rows, pa.RecordBatch]] = []
     size_bytes = row_count = 0
     for rows, batch in parts:
         dictionaries = any(pt.is_dictionary(column.type) for column in batch.columns)
-        if dictionaries or batch_bytes(batch) > TARGET_BYTES or batch.num_rows > MAX_ROWS:
+        if dictionaries or batch_bytes(batch) > target or batch.num_rows > MAX_ROWS:
             if waiting:
                 yield _join(waiting)
                 waiting, size_bytes, row_count = [], 0, 0
-            for first, piece in bounded_slices(batch):
+            for first, piece in bounded_slices(batch, target):
                 yield rows[first : first + piece.num_rows], piece
             continue
-        if waiting and (size_bytes + batch_bytes(batch) > TARGET_BYTES or row_count + batch.num_rows > MAX_ROWS):
+        if waiting and (size_bytes + batch_bytes(batch) > target or row_count + batch.num_rows > MAX_ROWS):
             yield _join(waiting)
             waiting, size_bytes, row_count = [], 0, 0
         if batch.num_rows:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import InputError, MemoryLimitError
-from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
+from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say, target_bytes
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, FileShard, Fingerprint, Skipped
@@ -237,7 +237,7 @@ class DelimitedShard(FileShard):
         return self.file.fingerprint
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """Batches of about 16 MB of records, in order; with ``wanted`` (ascending) those rows.
+        """Batches of about 16 MB of records, or less of little memory, in order; with ``wanted`` those (ascending).
 
         A plain file that was read before is entered near the wanted rows; a compressed one is read from its start.
         Raises InputError naming file, line and byte for a damaged record (or notes it and gives a row of nulls), and
@@ -248,6 +248,7 @@ class DelimitedShard(FileShard):
         schema = pa.schema([pa.field(self._columns.names[place], types[place]) for place in places])
         held: list[tuple[Rows, pa.RecordBatch, list[int]]] = []
         held_bytes = held_rows = 0
+        target = target_bytes(self._memory_bytes)
         self.file.check_unchanged()
         for block, numbers in self._blocks_with(wanted):
             chosen = (numbers - block.first_row).tolist()
@@ -256,7 +257,7 @@ class DelimitedShard(FileShard):
             block.records.clear()
             arrays = [_array(found, types[place], place == 0) for found, place in zip(values, places, strict=True)]
             del values
-            if held and (held_bytes + block_bytes > TARGET_BYTES or held_rows + len(numbers) > MAX_ROWS):
+            if held and (held_bytes + block_bytes > target or held_rows + len(numbers) > MAX_ROWS):
                 yield join_parts(held)
                 held_bytes = held_rows = 0
             held.append((numbers, pa.RecordBatch.from_arrays(arrays, schema=schema), damaged))

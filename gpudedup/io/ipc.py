@@ -27,7 +27,6 @@ from gpudedup.io import messages
 from gpudedup.io.batches import (
     MAX_ROWS,
     READ_ERRORS,
-    TARGET_BYTES,
     Rows,
     batch_bytes,
     bounded_slices,
@@ -35,6 +34,7 @@ from gpudedup.io.batches import (
     nulls,
     say,
     take,
+    target_bytes,
 )
 from gpudedup.io.files import COPY_BYTES, OpenFile
 from gpudedup.io.messages import BATCH, DICTIONARY, SCHEMA, EndOfStreamError, Message, MessageError
@@ -153,8 +153,8 @@ class IpcShard(FileShard):
         return int(self._first_rows[-1])
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """Batches of about 16 MB in row order; with ``wanted`` (ascending) those rows, from record batches that hold
-        any.
+        """Batches of about 16 MB, or less of little memory, in row order; with ``wanted`` (ascending) those rows, from
+        record batches that hold any.
 
         Raises InputError naming file, batch and rows for damage, or records it: then all rows of the record batch are
         damaged. MemoryLimitError for one that is too large for ``memory``.
@@ -164,7 +164,7 @@ class IpcShard(FileShard):
         self.file.check_unchanged()
         for is_damaged, group in itertools.groupby(self._with_rows(wanted), self._is_damaged):
             if not is_damaged:
-                for rows, batch in merge(self._rows(group, columns, wanted)):
+                for rows, batch in merge(self._rows(group, columns, wanted), target_bytes(self._memory_bytes)):
                     yield Batch(rows, batch, none)
                 continue
             for number in group:
@@ -419,13 +419,14 @@ class IpcShard(FileShard):
     def _rows(
         self, numbers: Iterable[int], columns: Sequence[str] | None, wanted: Rows | None
     ) -> Iterator[tuple[Rows, pa.RecordBatch]]:
-        """(row numbers, rows), in pieces of at most about 16 MB."""
+        """(row numbers, rows), in pieces of at most about 16 MB, or less of little memory."""
+        target = target_bytes(self._memory_bytes)
         for number, batch, _ in self._batches(numbers, columns):
             first, stop = self._span(number)
-            if wanted is None and batch_bytes(batch) <= TARGET_BYTES and batch.num_rows <= MAX_ROWS:
+            if wanted is None and batch_bytes(batch) <= target and batch.num_rows <= MAX_ROWS:
                 yield np.arange(first, stop), batch
                 continue
-            for offset, piece in _pieces(batch, TARGET_BYTES):
+            for offset, piece in _pieces(batch, target):
                 rows = np.arange(first + offset, first + offset + piece.num_rows)
                 if wanted is not None:
                     rows = _within(wanted, int(rows[0]), int(rows[-1]) + 1)

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import InputError, MemoryLimitError
-from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
+from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say, target_bytes
 from gpudedup.io.paths import InputFile
 from gpudedup.io.skips import SkipLog
 from gpudedup.io.source import Batch, FileShard, Fingerprint, Skipped
@@ -202,7 +202,7 @@ class JsonlShard(FileShard):
         return self.file.fingerprint
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """Batches of about 16 MB of lines, in order; with ``wanted`` (ascending) those rows.
+        """Batches of about 16 MB of lines, or less of little memory, in order; with ``wanted`` (ascending) those rows.
 
         A plain file that was read before is entered near the wanted rows; a compressed one is read from its start.
         Raises InputError naming file, line and byte for a line of which any column of the run is damaged (or records it
@@ -218,6 +218,7 @@ class JsonlShard(FileShard):
         blank = record()
         held: list[tuple[Rows, pa.RecordBatch, list[int]]] = []
         held_bytes = held_rows = 0
+        target = target_bytes(self._memory_bytes)
         self.file.check_unchanged()
         for block, numbers in self._blocks_with(wanted):
             damaged: list[int] = []
@@ -245,7 +246,7 @@ class JsonlShard(FileShard):
             arrays = [_array(list(map(attrgetter(f"f{pick}"), records)), types[pick]) for pick in picks]
             if long_text is not None and 0 in picks:
                 arrays[picks.index(0)] = _single(long_text)
-            if held and (held_bytes + block_bytes > TARGET_BYTES or held_rows + len(numbers) > MAX_ROWS):
+            if held and (held_bytes + block_bytes > target or held_rows + len(numbers) > MAX_ROWS):
                 yield join_parts(held)
                 held_bytes = held_rows = 0
             held.append((numbers, pa.RecordBatch.from_arrays(arrays, schema=schema), damaged))

@@ -31,6 +31,7 @@ from gpudedup.io.batches import (
     nulls,
     say,
     take,
+    target_bytes,
     value_bytes,
 )
 from gpudedup.io.files import OpenFile
@@ -104,7 +105,8 @@ class ParquetShard(FileShard):
         return int(self._first_rows[-1])
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """Batches of about 16 MB in row order; with ``wanted`` (ascending) those rows, from row groups that hold any.
+        """Batches of about 16 MB, or less of little memory, in row order; with ``wanted`` (ascending) those rows, from
+        row groups that hold any.
 
         Raises InputError naming file, row group and rows for damage, or records it: then all rows of the row group are
         damaged. MemoryLimitError for a page that is too large for ``memory``.
@@ -134,7 +136,8 @@ class ParquetShard(FileShard):
                 piece = damaged[start : start + MAX_ROWS]
                 yield Batch(piece, nulls(schema, len(piece)), piece)
         else:
-            for numbers, batch in merge(self._group(group, columns, rows, [self._text_column])):
+            target = target_bytes(self._memory_bytes)
+            for numbers, batch in merge(self._group(group, columns, rows, [self._text_column], target=target), target):
                 yield Batch(numbers, batch, none)
         left.discard(group)
         if not left:
@@ -273,8 +276,9 @@ class ParquetShard(FileShard):
         wanted: Rows | None,
         may_repeat: Sequence[str] | None = None,
         encoded: Sequence[str] = (),
+        target: int = TARGET_BYTES,
     ) -> Iterator[tuple[Rows, pa.RecordBatch]]:
-        """(row numbers, rows) of one row group, all columns if ``columns`` is None.
+        """(row numbers, rows) of one row group, about ``target`` bytes at a time; all columns if ``columns`` is None.
 
         ``encoded``: columns to leave dictionary-encoded; ``may_repeat``: columns to leave so if they repeat much.
         """
@@ -284,7 +288,7 @@ class ParquetShard(FileShard):
             self._expect(file, group, names)
             if may_repeat is not None:
                 encoded = self._repeated(file, group, [name for name in names if name in may_repeat])
-            batch_rows = self._batch_rows(file, group, names, encoded)
+            batch_rows = self._batch_rows(file, group, names, encoded, target)
             at = first
             with self._open(file, encoded) as parquet:
                 for batch in parquet.iter_batches(
@@ -393,8 +397,8 @@ class ParquetShard(FileShard):
                 repeated.append(column.path)
         return repeated
 
-    def _batch_rows(self, file: OpenFile, group: int, names: Sequence[str], encoded: Sequence[str]) -> int:
-        """Rows a batch of these columns, so that it decodes to about ``TARGET_BYTES`` and at worst ``LIMIT_BYTES``.
+    def _batch_rows(self, file: OpenFile, group: int, names: Sequence[str], encoded: Sequence[str], target: int) -> int:
+        """Rows a batch of these columns, so that it decodes to about ``target`` bytes and at worst ``LIMIT_BYTES``.
 
         The worst case of n rows is counted per column: n times the longest value of the dictionary, and the bytes of
         all plain pages that n rows can touch. (Within lists, values are taken to be spread evenly over the rows.)
@@ -428,7 +432,7 @@ class ParquetShard(FileShard):
                 (np.cumsum(pages.values) / max(1e-9, values_per_row), np.where(pages.repeats > 0, 0, pages.page_bytes))
             )
             largest_bytes = max(largest_bytes, int(pages.page_bytes.max(initial=0)))
-        rows = int(min(MAX_ROWS, max(1, TARGET_BYTES * row_count // max(1, int(expected_bytes)))))
+        rows = int(min(MAX_ROWS, max(1, target * row_count // max(1, int(expected_bytes)))))
         allowed_bytes = max(LIMIT_BYTES, 2 * largest_bytes)
         while rows > 1 and rows * per_row_bytes + sum(_window_bytes(rows, *pages) for pages in plain) > allowed_bytes:
             rows //= 2

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from gpudedup.errors import InputError, MemoryLimitError
-from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, TARGET_BYTES, Rows, say
+from gpudedup.io.batches import MAX_ROWS, READ_ERRORS, Rows, say, target_bytes
 from gpudedup.io.paths import InputFile, each
 from gpudedup.io.skips import SkipLog, UnskippableError
 from gpudedup.io.source import Batch, DocumentFiles, Fingerprint, Skipped
@@ -72,7 +72,7 @@ class PlainShard(DocumentFiles):
         self._text_column, self._memory_bytes, self._skips = text_column, memory_bytes, skips
 
     def read(self, columns: Sequence[str], wanted: Rows | None = None) -> Iterator[Batch]:
-        """Batches of about 16 MB in the order of the files; with ``wanted`` (ascending) those.
+        """Batches of about 16 MB, or less of little memory, in order of the files; with ``wanted`` those (ascending).
 
         Raises InputError naming a file that cannot be read (or notes it and gives null), and MemoryLimitError for one
         that is too large for ``memory``.
@@ -82,11 +82,12 @@ class PlainShard(DocumentFiles):
         rows = np.arange(len(self.files)) if wanted is None else wanted
         texts: list[bytes | bytearray | None] = []
         size_bytes = first = 0
+        target = target_bytes(self._memory_bytes)
         files = [self.files[row].file for row in rows]
         for place, (file, contents) in enumerate(each(files, InputFile.contents, by_size=True)):
             text = self._text(file, contents)
             length = len(text) if text is not None else 0
-            if texts and (size_bytes + length > TARGET_BYTES or len(texts) == MAX_ROWS):
+            if texts and (size_bytes + length > target or len(texts) == MAX_ROWS):
                 yield self._batch(rows[first:place], texts, columns)
                 texts, size_bytes, first = [], 0, place
             texts.append(text)
