@@ -69,6 +69,8 @@ class Stopped(BaseException):
 
 def main() -> NoReturn:
     """Entry point of the `gpudedup` command."""
+    # NumPy's linear algebra, which nothing here uses, starts a thread a core as it is imported, and they spin.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with answering():
         from gpudedup.display import harmless_streams
 
