@@ -109,16 +109,22 @@ def test_dictionaries_within_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert signatures.read_table(tmp_path / "a.arrow").to_pylist() == pa.Table.from_batches(batches).to_pylist()
 
 
-def test_dictionaries_that_do_not_fit_one_file(tmp_path: Path) -> None:
-    """An index of 8 bits numbers 128 values."""
+@pytest.mark.parametrize("index", [pa.int8(), pa.uint8(), pa.int16()], ids=str)
+@pytest.mark.parametrize("role", ["id_column", "within"])
+def test_dictionaries_of_narrow_indices(tmp_path: Path, role: str, index: pa.DataType) -> None:
+    """Eight bits number the values of each file, and not those of all: 400 in one task."""
     (tmp_path / "in").mkdir()
-    for part in range(2):
+    for part in range(4):
         values = pa.array([f"{part} {number}" for number in range(100)])
-        value = pa.DictionaryArray.from_arrays(pa.array(range(100), pa.int8()), values)
+        value = pa.DictionaryArray.from_arrays(pa.array(range(100), index), values)
         table = pa.table({"text": TEXTS[:100], "value": value})
         pyarrow.feather.write_feather(table, tmp_path / f"in/{part}.arrow")
-    with pytest.raises(OutputError, match=r"columns/000000.arrow: .* requires a larger index type.*; convert or drop"):
-        gpudedup.run(tmp_path / "in", tmp_path / "out", id_column="value")
+    run = gpudedup.run(tmp_path / "in", tmp_path / "out", **{role: "value"})
+    result = gpudedup.deduplicate(tmp_path / "in", **{role: "value"})
+    assert run.removed.to_pylist() == result.removed.to_pylist()
+    assert (run.summary().removed > 0) == (role == "id_column")
+    if role == "id_column":
+        assert set(run.removed["id"].to_pylist()) <= {f"{part} {number}" for part in range(4) for number in range(100)}
 
 
 # ---------------------------------------------------------------------------------------------------------- full disks

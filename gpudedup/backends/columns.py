@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,6 +39,18 @@ def is_tokens(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of integers."""
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and pa.types.is_integer(kind.value_type))
+
+
+def held_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a column over a whole corpus: int8 can number the dictionary of one file, and may not that of all."""
+    if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
+        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
+    return kind
+
+
+def held_column(chunks: Iterable[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of a whole corpus, of chunks of type ``kind``."""
+    return pa.chunked_array([chunk.cast(held_type(kind)) for chunk in chunks], held_type(kind))
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

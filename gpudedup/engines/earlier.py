@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from gpudedup.backends import select_backend
 from gpudedup.backends.base import I64
+from gpudedup.backends.columns import held_column
 from gpudedup.engines.lineage import Lineage, kept_digest, recorded_params
 from gpudedup.engines.local import Budget
 from gpudedup.engines.signed_files import SignedFiles, load_signed
@@ -159,7 +160,7 @@ class _Texts:
         """A column that the run did not carry, from its input; null for rows that it did not keep."""
         source, is_input = self._source([name])
         chunks = [batch.columns.column(0) for shard in source.shards for batch in shard.read([name])]
-        column = pa.chunked_array(chunks, type=source.column_type(name))
+        column = held_column(chunks, source.column_type(name))
         if is_input:
             return column
         places = np.cumsum(self._keep) - 1

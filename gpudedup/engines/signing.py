@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from gpudedup.backends.columns import held_type
 from gpudedup.errors import InputError, OutputError
 from gpudedup.io.remote import is_url
 from gpudedup.io.source import Fingerprint
@@ -58,12 +59,12 @@ class _Columns:
     def __init__(self, run: DurableRun, task: int, opened: ExitStack) -> None:
         self._run, self._task = run, task
         self._start = time.perf_counter()
-        self._kinds = pa.schema([pa.field(name, run.source.column_type(name)) for name in run.carried])
+        self._kinds = pa.schema([pa.field(name, held_type(run.source.column_type(name))) for name in run.carried])
         self._artefact = _Artefact(run, "columns", task, f"columns/{task:06}.arrow", self._kinds, opened)
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Write those of a batch that has them, with the types that the source promises: the text column alone may come
-        dictionary-encoded.
+        """Write those of a batch that has them. The text column may come dictionary-encoded without its type saying
+        so.
         """
         columns = [batch.column(kind.name).cast(kind.type) for kind in self._kinds]
         self._artefact.add(pa.RecordBatch.from_arrays(columns, schema=self._kinds))

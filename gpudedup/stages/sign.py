@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gpudedup.backends.base import I32, I64, U32, U64, Backend, LaneGroups, Shingles, SignedBatch, ToSign
-from gpudedup.backends.columns import is_text, is_tokens, plain_column, value_type
+from gpudedup.backends.columns import held_column, is_text, is_tokens, plain_column, value_type
 from gpudedup.errors import InputError, ParameterError
 from gpudedup.io import abreast
 from gpudedup.io.batches import TARGET_BYTES, Item, value_bytes
@@ -255,7 +255,7 @@ def gather(
         content=np.concatenate(content) if content else np.zeros((0, 2), np.uint64),
         unit_count=np.concatenate(unit_count) if unit_count else np.zeros(0, np.uint64),
         damaged=np.concatenate(damaged) if damaged else np.zeros(0, bool),
-        columns={name: pa.chunked_array(chunks, type=source.column_type(name)) for name, chunks in columns.items()},
+        columns={name: held_column(chunks, source.column_type(name)) for name, chunks in columns.items()},
         text_bytes=text_bytes,
         cache=cache,
     )
