@@ -52,6 +52,7 @@ class Counters:
     bytes_down: int = 0
     allocations: int = 0
     host_allocations: int = 0
+    memory_questions: int = 0
     peak_bytes: int = 0
 
 
@@ -98,6 +99,13 @@ class Allocation:
         """Those that may still use it; of the others nothing is remembered."""
         self._last = {use: item for use, item in self._last.items() if knows.get(use[2], 0) < item}
         return {stream for _, _, stream, _ in self._last}
+
+    def in_order(self, knows: dict[EmulatedStream, int]) -> bool:
+        """Whether one of those streams comes after all uses on the others."""
+        streams, uses = self.streams(knows), self._last.items()
+        return not streams or any(
+            all(stream is use[2] or stream.knows.get(use[2], 0) >= item for use, item in uses) for stream in streams
+        )
 
     def check(self, after: str) -> None:
         for guard, side in zip(self.guards, ("before", "behind"), strict=True):
@@ -227,7 +235,14 @@ class EmulatedDevice:
 
     def free_bytes(self) -> int:
         self._enter()
+        self.counters.memory_questions += 1
         return self.memory_bytes - self._used
+
+    def trim(self) -> None:
+        """Nothing is kept of what was dropped."""
+        self._enter()
+        for stream in self._streams:
+            stream.synchronize()
 
     def stream(self) -> EmulatedStream:
         self._enter()
@@ -412,8 +427,8 @@ class EmulatedDevice:
         del self._living[allocation.address]
         for guard in allocation.guards:
             self._kernels.poison(guard.ctypes.data, guard.size, False)
-        using = allocation.streams(self._host_knows)
-        if queued and len(using) > 1:
+        if queued and not allocation.in_order(self._host_knows):
+            using = allocation.streams(self._host_knows)
             self._error = EmulationError(
                 f"device memory of {allocation.content.size} bytes was dropped while {len(using)} streams use it"
             )

@@ -168,10 +168,16 @@ class FakeCupy(types.ModuleType):
             def free_bytes(self) -> int:
                 return sum(map(len, fake._free_blocks))
 
+            def free_all_blocks(self) -> None:
+                fake._free_blocks.clear()
+
         class PinnedMemoryPool:
             def malloc(self, size: int) -> Any:
                 fake.check("hostAlloc")
                 return bytearray(size)
+
+            def free_all_blocks(self) -> None:
+                fake.calls.append(("freeHost", fake.current_device()))
 
         def unowned(ptr: int, size: int, owner: object, device_id: int = -1) -> types.SimpleNamespace:
             return types.SimpleNamespace(ptr=ptr, size=size, owner=owner, device_id=device_id)

@@ -151,6 +151,41 @@ def test_a_small_device(use: Any) -> None:
         assert devices[0].counters.peak_bytes <= kilobytes << 10
 
 
+def test_match_and_verify_have_the_memory_of_sign() -> None:
+    device = EmulatedDevice()
+    backend = CudaBackend(Params(num_perm=32, bands=4, rows=8, verify="none"), device, "as asked")
+    texts = pa.array([f"some words of text number {i // 2}" for i in range(500)])
+    constants = device.used_bytes
+    [signed] = backend.sign([ToSign(texts, band_keys=True)])
+    assert device.used_bytes > constants + 500 * 32 * 4
+    assert signed.band_keys is not None
+    documents, memory = np.arange(500, dtype=np.uint32), 1 << 20
+    bands = [backend.band(keys, documents, memory_bytes=memory) for keys in signed.band_keys]
+    assert device.used_bytes <= constants + documents.nbytes + 512
+    buckets = backend.buckets(bands, 500, None, None, memory_bytes=memory, directory="/")
+    used = device.used_bytes
+    list(backend.shingles([texts]))
+    assert device.used_bytes > used
+    of_pairs: Any = {"sets": None, "lanes": None, "leader": None, "prior": None}
+    decision = backend.verify(buckets, threshold_ppm=800_000, documents=documents, **of_pairs)
+    assert device.used_bytes <= used
+    assert [keeper != NO_KEEPER for keeper in decision.arrays()[0].tolist()] == [False, True] * 250
+
+
+@pytest.mark.parametrize("memory", ["64 MB", "4 GB"])
+def test_pieces_take_a_part_of_memory(memory: str) -> None:
+    """A sixteenth: three batches of 2 MB are two pieces, or one."""
+    device = EmulatedDevice(memory_bytes=8 << 30)
+    backend = CudaBackend(Params(num_perm=8, bands=2, rows=4, memory=memory), device, "as asked")
+    text = ToSign(pa.array(["w " * 1_000_000]))
+    launches = []
+    for batches in ([text], [text, text, text]):
+        before = device.counters.launches
+        list(backend.sign(batches))
+        launches.append(device.counters.launches - before)
+    assert launches[1] == launches[0] * (2 if memory == "64 MB" else 1)
+
+
 def test_streams_equal_one_batch(use: Any) -> None:
     table = corpus().drop_columns(["k"])
     expected = gpudedup.deduplicate(table, threshold=0.6, num_perm=64).keep_mask.to_pylist()

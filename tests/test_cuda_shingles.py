@@ -77,23 +77,49 @@ def test_hashes_cross_the_bus_in_neither_direction(tmp_path: Path) -> None:
     device.check()
 
 
-def test_in_steady_state_a_batch_takes_its_own_memory_and_one_wait_more() -> None:
+def test_in_steady_state_a_piece_takes_its_own_memory_and_no_wait_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of three batches. How much is free is asked once."""
+    monkeypatch.setattr(cuda, "PIECE_BYTES", 0)  # the least: 64 KiB
     device = EmulatedDevice()
     backend = CudaBackend(PARAMS, device, "as asked")
-    wanted = ToSign(pa.array(documents(40, 2)), shingles=True)
-    held = list(backend.sign([wanted] * 3))
+    texts = documents(200, 2)
+    taken = 200 * (48 + 8 * 2 + 4 * 8)  # two bands, eight lanes
+    assert sum(map(len, texts)) < taken
+    assert 3 < 65_536 / taken < 4
+    wanted = ToSign(pa.array(texts), shingles=True)
+    held = list(backend.sign([wanted] * 9))
 
     def asked() -> tuple[int, ...]:
         now = device.counters
-        return now.allocations, now.host_allocations, now.synchronisations
+        return now.allocations, now.host_allocations, now.memory_questions, now.synchronisations
 
     before, used = asked(), device.used_bytes
-    held += backend.sign([wanted] * 10)
-    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 2 * 10 + 4]
-    size = 4 * len(expected_hashes(documents(40, 2)))
+    held += backend.sign([wanted] * 30)
+    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 1, 10 + 4]
+    size = 3 * 4 * len(expected_hashes(texts))
     assert device.used_bytes - used == 10 * -(-size // 512) * 512
     held.clear()
     assert device.used_bytes < used  # and gives it back
+
+
+def test_hashes_become_sets_while_the_next_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when texts are read again: nothing waits for the copy of a piece's hashes but what reads them."""
+    monkeypatch.setattr(cuda, "PIECE_BYTES", 0)
+    for seed in range(5):
+        device = EmulatedDevice(timing="random", seed=seed)
+        backend = CudaBackend(PARAMS, device, "as asked")
+        batches = [documents(100, 10 + number) for number in range(12)]
+        sets = sets_of(backend, 1200, tmp_path)
+        for number, shingles in enumerate(backend.shingles(pa.array(texts) for texts in batches)):
+            assert isinstance(shingles, DeviceShingles)
+            rows = np.arange(100, dtype=np.uint32)
+            shingles.add_to(sets, rows + np.uint32(100 * number), rows, workers=1)
+        assert sets.on_device
+        on_host = sets.on_host()
+        for number in range(0, 1200, 7):
+            text = batches[number // 100][number % 100]
+            assert on_host.get(number).tolist() == sorted(set(hashes_of(text)))
+        device.check()
 
 
 @pytest.mark.parametrize("timing", ["late", "early", "random"])

@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import reference
 from corpora import EDGES
-from emulated_device import EmulatedDevice
+from emulated_device import Counters, EmulatedDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +32,7 @@ BLOCK_BYTES = sign.READ_BYTES * sign.READ_THREADS
 ILL_FORMED = [b"\x80", b"\xbf\xbf\xbf\xbf", b"\xc3", b"\xe4\xb8", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"]
 
 Document = str | bytes | Sequence[int] | None
+WANTED = ("band_keys", "lanes", "shingles")
 
 
 def request(documents: Sequence[Document], **wanted: Any) -> Request:
@@ -55,27 +56,34 @@ def signer(device: EmulatedDevice, piece_bytes: int = 1 << 24, **options: Any) -
 
 
 def assert_equals_reference(
-    signed: SignedBatch, documents: Sequence[Document], scopes: Sequence[int] | None = None, **options: Any
+    signed: SignedBatch,
+    documents: Sequence[Document],
+    scopes: Sequence[int] | None = None,
+    without: Collection[str] = (),
+    **options: Any,
 ) -> None:
+    """All results, but those that were not asked for."""
     run = params(**options)
     n = int(run.shingle.split(":")[1])
-    kept = signed.shingles
-    assert kept is not None
-    assert signed.lanes is not None
-    assert signed.band_keys is not None
-    assert len(signed.unit_count) == len(kept.offsets) - 1 == len(documents)
-    assert kept.offsets[0] == 0
-    assert kept.offsets[-1] == len(kept.hashes)
+    assert {name for name in WANTED if getattr(signed, name) is None} == set(without)
+    assert len(signed.unit_count) == len(signed.content) == len(documents)
+    if (kept := signed.shingles) is not None:
+        assert len(kept.offsets) == len(documents) + 1
+        assert kept.offsets[0] == 0
+        assert kept.offsets[-1] == len(kept.hashes)
     for i, document in enumerate(documents):
         units = reference.units(document, run.shingle, run.fold)
         shingles = reference.shingle_list(units, n)
         lanes = reference.signature(set(shingles), run.num_perm, run.seed)
         assert signed.unit_count[i] == len(units), (i, document)
         assert tuple(signed.content[i].tolist()) == reference.content(units), (i, document)
-        assert kept.hashes[kept.offsets[i] : kept.offsets[i + 1]].tolist() == shingles, (i, document)
-        assert signed.lanes[i].tolist() == lanes, (i, document)
-        keys = reference.band_keys(lanes, *run.banding, scopes[i] if scopes is not None else 0)
-        assert signed.band_keys[:, i].tolist() == keys, (i, document)
+        if kept is not None:
+            assert kept.hashes[kept.offsets[i] : kept.offsets[i + 1]].tolist() == shingles, (i, document)
+        if signed.lanes is not None:
+            assert signed.lanes[i].tolist() == lanes, (i, document)
+        if signed.band_keys is not None:
+            keys = reference.band_keys(lanes, *run.banding, scopes[i] if scopes is not None else 0)
+            assert signed.band_keys[:, i].tolist() == keys, (i, document)
 
 
 def check(documents: Sequence[Document], device: EmulatedDevice | None = None, **options: Any) -> None:
@@ -355,11 +363,43 @@ BATCHES = [
 ]
 
 
+@pytest.mark.parametrize("piece_bytes", [400, 1 << 20])
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_results_come_in_order(device: EmulatedDevice, slots: int) -> None:
-    signed = Signer(device, params(), piece_bytes=1 << 20, slots=slots).sign(map(request, BATCHES))
+def test_results_come_in_order(device: EmulatedDevice, slots: int, piece_bytes: int) -> None:
+    signed = Signer(device, params(), piece_bytes=piece_bytes, slots=slots).sign(map(request, BATCHES))
     for documents, result in zip(BATCHES, signed, strict=True):
         assert_equals_reference(result, documents)
+
+
+KINDS = st.sets(st.sampled_from([*WANTED, "scope_keys"]))
+SMALL = st.lists(st.sampled_from(["", "one", "two words", "中文 and more", "ﷺ" * 9, "long " * 40]), max_size=5)
+
+
+@settings(max_examples=80)
+@given(st.lists(st.tuples(SMALL, KINDS, st.integers(1, 3)), max_size=6), st.integers(1, 4000), st.integers(0, 2**32))
+def test_requests_of_any_kinds_in_a_row(
+    runs: list[tuple[list[str], set[str], int]], piece_bytes: int, seed: int
+) -> None:
+    """However they are joined and cut, each gets what it asked for, with its own scopes."""
+    device = EmulatedDevice(order="random", timing="random", seed=seed)
+    asked = []
+    for documents, kind, repeats in runs:
+        for _ in range(repeats):
+            scopes = np.arange(len(asked), len(asked) + len(documents), dtype=np.uint64)
+            asked.append((documents, kind, scopes))
+    signed = signer(device, piece_bytes, shingle="word:2").sign(
+        request(
+            documents,
+            **{name: name in kind for name in WANTED},
+            scope_keys=scopes if "scope_keys" in kind else None,
+        )
+        for documents, kind, scopes in asked
+    )
+    for result, (documents, kind, scopes) in zip(signed, asked, strict=True):
+        given_scopes = scopes.tolist() if "scope_keys" in kind else None
+        without = {name for name in WANTED if name not in kind}
+        assert_equals_reference(result, documents, given_scopes, without, shingle="word:2")
+    device.check()
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 30, 200, 1000])
@@ -405,22 +445,49 @@ def test_work_of_the_host_does_not_grow_with_documents(shingle: str) -> None:
     assert asked[0] == asked[1] == asked[2]
 
 
-def test_the_host_waits_once_a_batch_and_allocates_no_more() -> None:
-    device = EmulatedDevice()
-    ours = signer(device)
+def asked_of(device: EmulatedDevice) -> dict[str, int]:
+    return {name: getattr(device.counters, name) for name in Counters.__slots__}
+
+
+def difference(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in after}
+
+
+@pytest.mark.parametrize("shingle", ["word:2", "char:2", "tokens:2"])
+def test_small_requests_take_what_one_of_their_size_takes(shingle: str) -> None:
+    """Launches, waits, copies, memory: the device does not see the borders."""
+    document: Document = [1, 2, 3] if shingle == "tokens:2" else "three words here"
+    seen = []
+    for count in (1, 2, 8, 40):
+        device = EmulatedDevice()
+        ours = signer(device, shingle=shingle)
+        before = asked_of(device)
+        results = list(ours.sign([request([document] * (200 // count))] * count))
+        assert len(results) == count
+        seen.append(difference(asked_of(device), before))
+    assert seen[0]["launches"] > 3
+    assert all(asked == seen[0] for asked in seen)
+
+
+def test_the_host_waits_once_a_piece_and_allocates_no_more() -> None:
+    """Pieces of four batches."""
+    device, document_bytes = EmulatedDevice(), 48 + 8 * 1 + 4 * 3  # one band, three lanes
     documents = ["words of one batch among many"] * 50
+    ours = signer(device, piece_bytes=4 * 50 * document_bytes)
     wanted = request(documents, shingles=False)
-    list(ours.sign([wanted] * 3))
-    before = device.counters.allocations, device.counters.host_allocations, device.counters.synchronisations
-    assert len(list(ours.sign([wanted] * 10))) == 10
-    after = device.counters.allocations, device.counters.host_allocations, device.counters.synchronisations
-    assert after[:2] == before[:2]
-    assert after[2] - before[2] == 10 + 4  # a batch, and each stream at the end
+    start = asked_of(device)
+    list(ours.sign([wanted] * 12))
+    before = asked_of(device)
+    assert len(list(ours.sign([wanted] * 40))) == 40
+    asked = difference(asked_of(device), before)
+    assert (asked["allocations"], asked["host_allocations"]) == (0, 0)
+    assert asked["synchronisations"] == 10 + 4  # a piece, and each stream at the end
+    assert asked["launches"] == 10 * (difference(before, start)["launches"] // 3)
 
 
-def test_next_batches_are_queued_before_one_is_waited_for() -> None:
+def test_next_pieces_are_queued_before_one_is_waited_for() -> None:
     device = EmulatedDevice()
-    ours = signer(device)
+    ours = signer(device, piece_bytes=100)  # a document takes 68 bytes beside its text
     start = device.counters.launches
     signed = ours.sign(request([f"batch number {i}"], shingles=False) for i in range(6))
     launched = []
@@ -428,6 +495,21 @@ def test_next_batches_are_queued_before_one_is_waited_for() -> None:
         launched.append(device.counters.launches - start)
     one = launched[-1] // 6
     assert launched == [3 * one, 4 * one, 5 * one, 6 * one, 6 * one, 6 * one]
+
+
+def test_batches_larger_than_a_piece_are_cut_and_the_rest_is_joined() -> None:
+    """Of 10 documents each in pieces of 7: 7, then 3 which the next 10 cannot join whole, and so on."""
+    device = EmulatedDevice()
+    ours = signer(device, piece_bytes=7 * 68)
+    documents = [f"text {i}" for i in range(10)]
+    before = asked_of(device)["launches"]
+    results = list(ours.sign([request(documents), request(documents), request(documents[:4]), request(documents[:1])]))
+    of_all = asked_of(device)["launches"] - before
+    for result, count in zip(results, (10, 10, 4, 1), strict=True):
+        assert_equals_reference(result, documents[:count])
+    before = asked_of(device)["launches"]
+    list(ours.sign([request(documents[:1])]))
+    assert of_all == 5 * (asked_of(device)["launches"] - before)  # 7, 3, 7, 3 + 4, 1
 
 
 @pytest.mark.parametrize(
@@ -472,7 +554,7 @@ def test_no_room_at_any_allocation(shingle: str, kind: str) -> None:
     batches: Any = words if shingle == "word:2" else tokens
     for count in itertools.count(1):
         device = EmulatedDevice(order="random", timing="random", seed=count)
-        ours = signer(device, shingle=shingle)
+        ours = signer(device, 800, shingle=shingle)  # two pieces or more
         fault = getattr(device.counters, f"{kind}s") + count
         setattr(device.faults, kind, fault)
         for result, documents in zip(ours.sign(map(request, batches)), batches, strict=True):
@@ -533,7 +615,7 @@ def test_a_lost_device_is_an_error_at_any_call() -> None:
     batches = BATCHES[2:4]
     for call in itertools.count(1):
         device = EmulatedDevice()
-        ours = signer(device)
+        ours = signer(device, 800)  # two pieces
         device.faults.lost = device.counters.calls + call
         try:
             results = list(ours.sign(map(request, batches)))

@@ -207,6 +207,23 @@ def test_host_memory_lives_until_it_was_copied(device: CupyDevice) -> None:
     assert alive() is None
 
 
+def test_what_nobody_holds_goes_back_to_the_driver(device: CupyDevice, cupy: FakeCupy) -> None:
+    """Also what only queued work used."""
+    free, stream = device.free_bytes(), device.stream()
+    kept, dropped = device.alloc(100, np.uint32), device.alloc(200, np.uint32)
+    device.fill(dropped, 7, stream)
+    device.fill(kept, 7, stream)
+    del dropped
+    assert device.free_bytes() == free  # the stream holds it
+    device.trim()
+    assert device.free_bytes() == free  # as the driver says it
+    assert cupy._free_blocks == []
+    assert ("freeHost", device.index) in cupy.calls
+    result = np.zeros(100, np.uint32)
+    device.download(kept, result, stream)
+    assert set(result.tolist()) == {0x07070707}
+
+
 def test_without_room_it_waits_and_tries_again(device: CupyDevice, cupy: FakeCupy, monkeypatch: Any) -> None:
     stream, other = device.stream(), device.stream()
     held = put(device, stream, np.arange(8, dtype=np.uint64))

@@ -577,6 +577,18 @@ def read_early(gpu, first, second, pinned, given, out, result) -> None:  # type:
 
 
 def give_back_early(gpu, first, second, pinned, given, out, result) -> None:  # type: ignore[no-untyped-def]
+    """Neither of two streams that read it waits for the other."""
+    between = gpu.alloc(THREADS, np.uint32)
+    gpu.upload(pinned, between, first)
+    second.wait(first.record())
+    gpu.launch("add", 1, THREADS, [between, out, np.uint32(3)], second)
+    gpu.launch("add", 1, THREADS, [between, given, np.uint32(3)], first)
+    del between
+    gpu.download(out, result, second)
+    second.synchronize()
+
+
+def give_back_in_order(gpu, first, second, pinned, given, out, result) -> None:  # type: ignore[no-untyped-def]
     between = gpu.alloc(THREADS, np.uint32)
     gpu.upload(pinned, between, first)
     second.wait(first.record())
@@ -643,6 +655,13 @@ def test_halves_of_one_array_on_two_streams(kernels: Emulator, timing: Timing) -
 def test_memory_given_back_too_early(kernels: Emulator) -> None:
     with pytest.raises(EmulationError, match="of 1024 bytes was dropped while 2 streams use it"):
         with_streams(device(kernels, timing="late"), give_back_early)
+
+
+@every_timing
+def test_memory_given_back_by_the_last_stream(kernels: Emulator, timing: Timing) -> None:
+    gpu = device(kernels, timing=timing)
+    assert with_streams(gpu, give_back_in_order).tolist() == (values(THREADS) + 3).tolist()
+    gpu.check()
 
 
 def overrun(gpu: EmulatedDevice, memory: DeviceArray, stream: Stream) -> None:

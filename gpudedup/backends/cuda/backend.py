@@ -40,13 +40,18 @@ from gpudedup.backends.cuda.sign import Request, Signer
 from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
 from gpudedup.errors import DeviceError, DeviceMemoryError
-from gpudedup.params import Params
+from gpudedup.machine import default_memory_bytes
+from gpudedup.params import Params, parse_memory
 
-PIECE_BYTES = 64 << 20
-"""Of text at once on the device: kernels of 100 microseconds and more, and three pieces in little pinned memory."""
+PIECE_BYTES = 96 << 20
+"""Of text at once on the device: six batches of the readers, or one of as many documents as these have at most (131,072
+of 128 lanes and 18 bands), so that a launch for each of some 15 kernels is little beside the work."""
 
 PIECE_SHARE = 64
 """Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
+
+HOST_PART = 16
+"""A piece takes at most this part of ``memory``: up to four are held as batches, and three as pinned copies."""
 
 LEFT_PART = 2
 """Shingle hashes that wait for sets leave this part of the device's memory to pieces, keys, buckets and the sets."""
@@ -63,7 +68,9 @@ class CudaBackend:
         self.workers = self._host.workers
         self._stream = device.stream()
         self._uploader = Uploader(device, self._stream, workers=self.workers)
-        piece_bytes = max(1 << 16, min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE))
+        memory_bytes = default_memory_bytes() if params.memory is None else parse_memory(params.memory)
+        most = min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE, memory_bytes // HOST_PART)
+        piece_bytes = max(1 << 16, most)
         to_sets = params.verify == "exact" and params.clustering == "keepers"
         left_bytes = device.memory_bytes // LEFT_PART if to_sets else None
         self._signer = Signer(device, params, piece_bytes=piece_bytes, workers=self.workers, left_bytes=left_bytes)
@@ -102,6 +109,7 @@ class CudaBackend:
         return self._host.band_keys(lanes, band, scope_keys)
 
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
+        self._signer.release()
         try:
             with self._device.range("match"):
                 return sort_band(self._uploader, keys, documents)
@@ -171,6 +179,7 @@ class CudaBackend:
         leader: U32 | None,
         prior: Decision | None,
     ) -> Decision:
+        self._signer.release()
         if isinstance(buckets, DeviceBuckets) and self._params.clustering == "keepers":
             try:
                 with self._device.range("verify"):

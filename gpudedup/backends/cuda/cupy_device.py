@@ -165,6 +165,12 @@ class CupyDevice:
             free, _ = self.cupy.cuda.runtime.memGetInfo()
             return int(free) + int(self._pool.free_bytes())
 
+    def trim(self) -> None:
+        self._reclaim()
+        with self.current("giving memory back"):
+            self._pool.free_all_blocks()
+            self._pinned.free_all_blocks()
+
     def stream(self) -> CupyStream:
         with self.current("making a stream"):
             stream = CupyStream(self, self.cupy.cuda.Stream(non_blocking=True))

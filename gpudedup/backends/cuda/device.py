@@ -3,7 +3,7 @@ the tests, which runs the same kernels on the CPU.
 
 Work is ordered within a stream; nothing here waits for the device but `Stream.synchronize`, `Event.synchronize` and
 `Device.alloc` when it has to take memory from the driver. Memory is given back when its last view is dropped: drop
-it only when every stream that uses it was synchronised, or use it on one stream alone.
+it only when every stream that uses it was synchronised, or is waited for by the last one that uses it.
 """
 
 from __future__ import annotations
@@ -78,6 +78,9 @@ class Device(Protocol):
 
     def free_bytes(self) -> int:
         """Bytes that could be allocated now, as far as can be told."""
+
+    def trim(self) -> None:
+        """Give memory that nobody holds any more back to the driver, pinned memory too. Waits for all streams."""
 
     def stream(self) -> Stream:
         """A new queue."""

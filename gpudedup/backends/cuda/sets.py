@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, U64
-from gpudedup.backends.cuda.device import Arrays, DeviceArray, HostArray, Scalar, fetched, filled
+from gpudedup.backends.cuda.device import Arrays, DeviceArray, Event, HostArray, Scalar, fetched, filled
 from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.errors import DeviceMemoryError
 
@@ -67,8 +67,13 @@ class DeviceSets:
             self._host.add(numbers, rows, hashes, offsets, workers=workers)
             self._present[numbers] = True
 
-    def add_parts(self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64) -> bool:
-        """`add` of hashes that lie in parts on the device and on the host; False if the device has no room."""
+    def add_parts(
+        self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64, ready: Event | None = None
+    ) -> bool:
+        """`add` of hashes that lie in parts on the device, from ``ready`` on, and on the host; False if the device has
+        no room."""
+        if ready is not None:
+            self._stream.wait(ready)
         if not self._full:
             try:
                 with self._device.range("sets"):

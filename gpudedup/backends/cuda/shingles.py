@@ -13,8 +13,8 @@ from gpudedup.backends.cuda.sets import DeviceSets
 
 @dataclass(frozen=True, slots=True)
 class DeviceShingles:
-    """`Shingles` in parts, piece by piece of a batch: on the device, or on the host where that had no room. No work
-    that writes the parts is under way."""
+    """`Shingles` in parts, piece by piece of a batch: on the device, or on the host where that had no room. What writes
+    them was queued in ``stream``."""
 
     device: Device
     stream: Stream
@@ -34,6 +34,8 @@ class DeviceShingles:
         return self.offsets.nbytes + on_host
 
     def add_to(self, store: SetStore, numbers: U32, rows: U32, *, workers: int) -> None:
-        if isinstance(store, DeviceSets) and store.add_parts(numbers, rows, self.parts, self.offsets):
+        if isinstance(store, DeviceSets) and store.add_parts(
+            numbers, rows, self.parts, self.offsets, self.stream.record()
+        ):
             return
         store.add(numbers, rows, self.hashes, self.offsets, workers=workers)

@@ -1,18 +1,20 @@
 """Signing on a device: documents in, signatures and content hashes out, with copies and kernels of several batches
 under way at a time.
 
-A batch is cut at document borders into pieces that fit the device. A piece goes through three streams: up, kernels,
-down. Every step is queued at once, and the host waits for a piece only when its results are due. What the host cannot
-know beforehand, how many units and folded bytes a text has, is compared with the room on the device; where there was
-too little, nothing was written past it, the host reads what is needed together with the results, and that piece goes
-again.
+Requests are joined, and cut at document borders, into pieces large enough to keep the device busy and small enough to
+fit it. A piece goes through three streams: up, kernels, down. Every step is queued at once, and the host waits for a
+piece only when its results are due. What the host cannot know beforehand, how many units and folded bytes a text has,
+is compared with the room on the device; where there was too little, nothing was written past it, the host reads what
+is needed together with the results, and that piece goes again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +66,11 @@ class Request:
         if self.scope_keys is not None and len(self.scope_keys) != len(offsets) - 1:
             raise ValueError(f"{len(self.scope_keys)} scope keys for {len(offsets) - 1} documents")
 
+    @property
+    def wanted(self) -> tuple[bool, ...]:
+        """Requests in which this is equal take the same way."""
+        return self.scope_keys is not None, self.band_keys, self.lanes, self.shingles
+
 
 def lane_constants(seed: int, count: int) -> tuple[U32, U32]:
     """(a, b) uint32[count], from the SplitMix64 stream of the seed (docs/spec.md, section 5)."""
@@ -92,35 +99,33 @@ class _Slot:
 class _Output:
     """The results of one request, as its pieces come in."""
 
-    def __init__(self, request: Request, bands: int, lane_count: int) -> None:
-        count = len(request.offsets) - 1
+    def __init__(self, request: Request) -> None:
         self.request = request
-        self.content = np.empty((count, 2), np.uint64)
-        self.unit_count = np.empty(count, np.uint64)
-        self.band_keys = np.empty((bands, count), np.uint64) if request.band_keys else None
-        self.lanes = np.empty((count, lane_count), np.uint32) if request.lanes else None
+        self.parts: list[SignedBatch] = []
+        self.shingle_counts: list[U64] = []
         self.hashes: list[U32 | DeviceArray] = []
-        self.shingle_offsets = np.zeros(count + 1, np.int64)  # counts, until all are known
 
     def signed(self, shingles: Shingles | None) -> SignedBatch:
+        first, parts = self.parts[0], self.parts
+        if len(parts) == 1:
+            return replace(first, shingles=shingles)
+        keys, lanes = ([part.band_keys for part in parts], [part.lanes for part in parts])
         return SignedBatch(
-            content=self.content,
-            unit_count=self.unit_count,
-            band_keys=self.band_keys,
-            lanes=self.lanes,
+            content=np.concatenate([part.content for part in parts]),
+            unit_count=np.concatenate([part.unit_count for part in parts]),
+            band_keys=None if first.band_keys is None else np.concatenate(keys, axis=1),  # type: ignore[arg-type]
+            lanes=None if first.lanes is None else np.concatenate(lanes),  # type: ignore[arg-type]
             shingles=shingles,
         )
 
 
-@dataclass(slots=True)
-class _Piece:
-    """Documents first .. last - 1 of a request. The rooms are those it is known to need."""
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Documents first .. last - 1 of a request."""
 
     output: _Output
     first: int
     last: int
-    unit_room: int = 0
-    byte_room: int = 0
 
     @property
     def count(self) -> int:
@@ -137,7 +142,19 @@ class _Piece:
 
     @property
     def final(self) -> bool:
-        return self.last == len(self.output.unit_count)
+        return self.last == len(self.output.request.offsets) - 1
+
+
+class _Piece:
+    """What goes through the device at once: parts of consecutive requests that want the same as ``request``. Part i has
+    documents places[i] .. places[i + 1] - 1 of the piece."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self.parts = parts
+        self.request = parts[0].output.request
+        self.places = [0, *accumulate(part.count for part in parts)]
+        self.count = self.places[-1]
+        self.size = sum(part.size for part in parts)
 
 
 class Signer:
@@ -158,6 +175,7 @@ class Signer:
         folds to more units or bytes. ``workers`` threads copy the values to pinned memory. Shingle hashes stay on the
         device as long as they leave ``left_bytes`` of it free; None: they come to the host."""
         self.left_bytes = left_bytes
+        self._room = 0  # of that, when last asked for, less what was taken since
         self._device, self._workers = device, workers
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
@@ -165,8 +183,10 @@ class Signer:
         self._bound = max(1, min(piece_bytes, MAX_PIECE_BYTES - 1))
         self._up, self._compute, self._down = device.stream(), device.stream(), device.stream()
         self._fetch = device.stream()  # also down, of what is asked for while others wait in `_down` for kernels
-        self._slots = [_Slot(Arrays(device.alloc_host), Arrays(device.alloc)) for _ in range(slots)]
+        quiet = self._fetch.synchronize  # all else is done when a slot is used again
+        self._slots = [_Slot(Arrays(device.alloc_host), Arrays(device.alloc, quiet)) for _ in range(slots)]
         self._work: Arrays[DeviceArray] = Arrays(device.alloc, self._compute.synchronize)
+        self._holding = False  # memory of pieces
         a, b = lane_constants(params.seed, -(-self._lane_count // WARP_THREADS) * WARP_THREADS)
         self._a, self._b = self._constant(a), self._constant(b)
         self._fold: tuple[DeviceArray | Scalar, ...] = ()
@@ -198,20 +218,19 @@ class Signer:
         Raises DeviceMemoryError if a single document does not fit, after the results of all requests before its own.
         """
         source = iter(requests)
-        todo: deque[_Piece] = deque()
+        todo: deque[_Part] = deque()
         flight: deque[_Piece] = deque()
         slots = deque(self._slots)  # those of the pieces in flight come last
         alone = False  # the next piece has the device to itself
+        self._room = 0
         try:
             while True:
-                if not todo and (request := next(source, None)) is not None:
-                    todo.append(_Piece(_Output(request, self._bands, self._lane_count), 0, len(request.offsets) - 1))
-                if todo and not flight:
+                if (todo or self._draw(source, todo)) and not flight:
                     self._check_length(todo[0])
                 begin = bool(todo) and len(flight) < (1 if alone else len(slots)) and not self._too_long(todo[0])
                 if not begin and not flight:
                     return
-                piece = self._cut(todo) if begin else flight.popleft()
+                piece = self._next_piece(source, todo) if begin else flight.popleft()
                 try:
                     if begin:
                         with self._device.range("sign"):
@@ -226,26 +245,46 @@ class Signer:
                         raise DeviceMemoryError(f"a document of {piece.size * self._width} bytes: {error}") from None
                     alone = piece.count <= 1
                     if not alone:
-                        self._bound = max(1, min(self._bound, self._cost(piece)) // 2)
+                        self._bound = max(1, min(self._bound, self._cost(piece.size, piece.count)) // 2)
                     waiting = [*flight, piece] if begin else [piece, *flight]
-                    todo.extendleft(reversed(waiting))
+                    todo.extendleft(part for each in reversed(waiting) for part in reversed(each.parts))
                     flight.clear()
-                    self._release()
+                    self.release()
                     continue
                 alone = False
-                if piece.final:
-                    yield piece.output.signed(self._shingles(piece.output))
+                for part in piece.parts:
+                    if part.final:
+                        yield part.output.signed(self._shingles(part.output))
         finally:
             self._synchronize()  # whatever ends this, the memory of pieces is free to be used again
 
-    def _too_long(self, piece: _Piece) -> bool:
-        """Whether positions in the first document of a piece have no room in 32 bits."""
-        return piece.count > 0 and int(piece.offsets[1] - piece.offsets[0]) * self._width >= MAX_PIECE_BYTES
+    def release(self) -> None:
+        """Give all memory of pieces back, if there is any. The next ones take it anew."""
+        if not self._holding:
+            return
+        self._synchronize()
+        for slot in self._slots:
+            slot.host.clear()
+            slot.device.clear()
+        self._work.clear()
+        self._holding = False
+        self._device.trim()
 
-    def _check_length(self, piece: _Piece) -> None:
-        if self._too_long(piece):
+    def _draw(self, source: Iterator[Request], todo: deque[_Part]) -> bool:
+        """Put the next request, if there is one, behind those that wait."""
+        request = next(source, None)
+        if request is not None:
+            todo.append(_Part(_Output(request), 0, len(request.offsets) - 1))
+        return request is not None
+
+    def _too_long(self, part: _Part) -> bool:
+        """Whether positions in the first document have no room in 32 bits."""
+        return part.count > 0 and int(part.offsets[1] - part.offsets[0]) * self._width >= MAX_PIECE_BYTES
+
+    def _check_length(self, part: _Part) -> None:
+        if self._too_long(part):
             raise DeviceMemoryError(
-                f"a document of {int(piece.offsets[1] - piece.offsets[0]) * self._width} bytes is too long for the GPU "
+                f"a document of {int(part.offsets[1] - part.offsets[0]) * self._width} bytes is too long for the GPU "
                 f"backend, which signs documents of less than {MAX_PIECE_BYTES} bytes; sign it on the CPU"
             )
 
@@ -253,56 +292,63 @@ class Signer:
         """Text is read READ_BYTES at a time, and a word after the one that has its last byte."""
         return size if self._unit == "tokens" else -(-(size + 8) // READ_BYTES) * READ_BYTES
 
-    def _cost(self, piece: _Piece) -> int:
-        return max(piece.size * self._width, piece.count * self._document_bytes)
+    def _cost(self, size: int, count: int) -> int:
+        """What the bound of a piece bounds."""
+        return max(size * self._width, count * self._document_bytes)
 
-    def _cut(self, todo: deque[_Piece]) -> _Piece:
-        """Take off the front as much as is within the bound, at least a document."""
-        piece = todo.popleft()
-        end = min(int(piece.offsets[0]) + self._bound // self._width, int(piece.offsets[-1]))
-        fitting = int(np.searchsorted(piece.offsets, piece.offsets.dtype.type(end), "right")) - 1
-        count = max(1, min(fitting, self._bound // self._document_bytes))
-        if count >= piece.count:
-            return piece
-        middle = piece.first + count
-        todo.appendleft(_Piece(piece.output, middle, piece.last))
-        return _Piece(piece.output, piece.first, middle)
+    def _next_piece(self, source: Iterator[Request], todo: deque[_Part]) -> _Piece:
+        """Take off the front what is within the bound: of the first request as much as fits, at least a document; of
+        those that follow and want the same, each as a whole, so that its results need not be put together.
+        """
+        first = todo.popleft()
+        end = min(int(first.offsets[0]) + self._bound // self._width, int(first.offsets[-1]))
+        fitting = int(np.searchsorted(first.offsets, first.offsets.dtype.type(end), "right")) - 1
+        middle = first.first + max(1, min(fitting, self._bound // self._document_bytes))
+        if middle < first.last:
+            todo.appendleft(_Part(first.output, middle, first.last))
+            return _Piece([_Part(first.output, first.first, middle)])
+        parts, size, count, wanted = [first], first.size, first.count, first.output.request.wanted
+        # A document that is a piece by itself must not get a piece that others' results wait for, so no empty ones.
+        while parts[-1].count and (todo or self._draw(source, todo)):
+            size, count = size + todo[0].size, count + todo[0].count
+            if todo[0].output.request.wanted != wanted or self._cost(size, count) > self._bound:
+                break
+            parts.append(todo.popleft())
+        return _Piece(parts)
 
     def _synchronize(self) -> None:
         for stream in (self._up, self._compute, self._down, self._fetch):
             stream.synchronize()
 
-    def _release(self) -> None:
-        """Give all memory of pieces back."""
-        self._synchronize()
-        for slot in self._slots:
-            slot.host.clear()
-            slot.device.clear()
-        self._work.clear()
-
     def _begin(self, piece: _Piece, slot: _Slot) -> None:
         """Queue all steps of a piece."""
-        request, count, size = piece.output.request, piece.count, piece.size
+        count, size = piece.count, piece.size
         self._reserve(piece, slot)
-        start = int(piece.offsets[0])
+        values, offsets, done = slot.host["values"], slot.host["offsets"], 0
+        for part, place in zip(piece.parts, piece.places, strict=False):
+            request, start = part.output.request, int(part.offsets[0])
+            text = request.values[start : start + part.size]
+            _cpu.copy_values(values[done : done + part.size], text, workers=self._workers)
+            np.subtract(part.offsets, start - done, out=offsets[place : place + part.count + 1], casting="unsafe")
+            if request.scope_keys is not None:
+                slot.host["scope_keys"][place : place + part.count] = request.scope_keys[part.first : part.last]
+            done += part.size
         padded = self._padded(size)
-        _cpu.copy_values(slot.host["values"][:size], request.values[start : start + size], workers=self._workers)
-        slot.host["values"][size:padded] = 0
-        np.subtract(piece.offsets, start, out=slot.host["offsets"][: count + 1], casting="unsafe")
+        values[size:padded] = 0
         up = {"values": padded, "offsets": count + 1}
-        if request.scope_keys is not None:
-            np.copyto(slot.host["scope_keys"][:count], request.scope_keys[piece.first : piece.last])
+        if piece.request.scope_keys is not None:
             up["scope_keys"] = count
-        elif request.band_keys:
+        elif piece.request.band_keys:
             self._device.fill(slot.device["scope_keys"][:count], 0, self._up)  # SCOPE_NONE
         for name, items in up.items():
             self._device.upload(slot.host[name][:items], slot.device[name], self._up)
         self._compute.wait(self._up.record())
         self._run(piece, slot)
 
-    def _reserve(self, piece: _Piece, slot: _Slot) -> None:
-        """All memory of a piece but that of packed shingle hashes on the host."""
-        request, count, size = piece.output.request, piece.count, piece.size
+    def _reserve(self, piece: _Piece, slot: _Slot, needed_units: int = 0, needed_bytes: int = 0) -> None:
+        """All memory of a piece but that of packed shingle hashes on the host. needed: as far as it is known."""
+        request, count, size = piece.request, piece.count, piece.size
+        self._holding = True
         values = np.int64 if self._unit == "tokens" else np.uint8
         up: dict[str, tuple[int, npt.DTypeLike]] = {
             "values": (self._padded(size), values),
@@ -320,8 +366,8 @@ class Signer:
         slot.unit_room, slot.byte_room = size, 0
         if self._unit != "tokens":
             # A word of one letter has a separator beside it, but at a document's end; what folds to more bytes is rare.
-            units = max(piece.unit_room, (size if self._unit == "char" else size // 2 + count) + 64)
-            folded = max(piece.byte_room, size + size // 4 + 256)
+            units = max(needed_units, (size if self._unit == "char" else size // 2 + count) + 64)
+            folded = max(needed_bytes, size + size // 4 + 256)
             blocks = -(-size // (READ_BYTES * READ_THREADS))
             self._work.reserve("starts", size // 32 + 2, np.uint32)
             self._work.reserve("before", 4 * blocks * READ_THREADS, np.uint32)
@@ -340,7 +386,7 @@ class Signer:
 
     def _down_arrays(self, piece: _Piece) -> dict[str, tuple[int, npt.DTypeLike]]:
         """What comes down of a piece, as soon as it is there."""
-        request, count = piece.output.request, piece.count
+        request, count = piece.request, piece.count
         arrays: dict[str, tuple[int, npt.DTypeLike]] = {"content": (2 * count, np.uint64)}
         if self._unit != "tokens":
             arrays["first"] = (count + 1, np.uint32)
@@ -353,7 +399,7 @@ class Signer:
 
     def _run(self, piece: _Piece, slot: _Slot) -> None:
         """Queue the kernels, and the way down, of a piece that is up."""
-        request, count, size = piece.output.request, piece.count, piece.size
+        request, count, size = piece.request, piece.count, piece.size
         device, shingles = slot.device, self._work["shingles"]
         documents, n = np.uint32(count), np.uint32(self._n)
         self._device.fill(device["content"][: 2 * count], 0, self._compute)
@@ -415,7 +461,7 @@ class Signer:
         )  # fmt: skip
 
     def _sign_shingles(self, piece: _Piece, slot: _Slot, first: DeviceArray, units: int) -> None:
-        request, count, lanes = piece.output.request, piece.count, slot.device["lanes"]
+        request, count, lanes = piece.request, piece.count, slot.device["lanes"]
         documents, lane_count = np.uint32(count), np.uint32(self._lane_count)
         self._device.fill(lanes[: self._lane_count * count], 0xFF, self._compute)
         self._launch(
@@ -435,31 +481,53 @@ class Signer:
         if self._unit != "tokens":
             needed_units, needed_bytes = (int(value) for value in slot.host["needed"][:2])
             if needed_units > slot.unit_room or needed_bytes > slot.byte_room:
-                piece.unit_room, piece.byte_room = needed_units, needed_bytes
-                self._reserve(piece, slot)
+                self._reserve(piece, slot, needed_units, needed_bytes)
                 self._run(piece, slot)
                 slot.wait()
 
-        output, count, part = piece.output, piece.count, slice(piece.first, piece.last)
-        first = slot.host["offsets" if self._unit == "tokens" else "first"][: count + 1]
-        units = np.diff(first)
-        output.unit_count[part] = units
-        output.content[part] = slot.host["content"][: 2 * count].reshape(count, 2)
-        if output.band_keys is not None:
-            output.band_keys[:, part] = slot.host["band_keys"][: self._bands * count].reshape(self._bands, count)
-        if output.lanes is not None:
-            output.lanes[part] = slot.host["lanes"][: self._lane_count * count].reshape(count, self._lane_count)
-        if output.request.shingles:
-            counts = np.where(units >= self._n, units - np.uint32(self._n - 1), units > 0)
-            output.shingle_offsets[piece.first + 1 : piece.last + 1] = counts
-            packed = slot.device["packed"][: int(counts.sum())]
-            kept = self._keep_packed(packed)
-            output.hashes.append(self._fetch_packed(slot, packed) if kept is None else kept)
+        first = slot.host["offsets" if self._unit == "tokens" else "first"][: piece.count + 1]
+        units = np.diff(first).astype(np.uint64)
+        bands, width = self._bands * piece.request.band_keys, self._lane_count * piece.request.lanes
+        content = self._copied(slot, "content", 0, 2 * piece.count).reshape(piece.count, 2)
+        keys = self._copied(slot, "band_keys", 0, bands * piece.count).reshape(bands, piece.count) if bands else None
+        lanes = self._copied(slot, "lanes", 0, width * piece.count).reshape(piece.count, width) if width else None
+        shingle_counts = np.where(units >= self._n, units - (self._n - 1), units > 0)
+        hashes = self._hashes(piece, slot, shingle_counts) if piece.request.shingles else []  # may find no room
+        for part, (low, high) in zip(piece.parts, pairwise(piece.places), strict=True):
+            part.output.parts.append(
+                SignedBatch(
+                    content=content[low:high],
+                    unit_count=units[low:high],
+                    band_keys=None if keys is None else keys[:, low:high],
+                    lanes=None if lanes is None else lanes[low:high],
+                    shingles=None,
+                )
+            )
+            part.output.shingle_counts.append(shingle_counts[low:high])
+        for part, of_part in zip(piece.parts, hashes, strict=False):
+            part.output.hashes.append(of_part)
+
+    def _copied(self, slot: _Slot, name: str, first: int, last: int) -> npt.NDArray[Any]:
+        """Values of a host array of a slot, which the next piece will write to."""
+        values = slot.host[name][first:last]
+        copy = np.empty_like(values)
+        _cpu.copy_values(copy, values, workers=self._workers)
+        return copy
+
+    def _hashes(self, piece: _Piece, slot: _Slot, counts: U64) -> list[U32 | DeviceArray]:
+        """The shingle hashes of each part of a piece. counts: of each document."""
+        ends = np.concatenate([np.zeros(1, np.uint64), counts]).cumsum()[piece.places].tolist()
+        packed = slot.device["packed"][: ends[-1]]
+        kept = self._keep_packed(packed)
+        if kept is not None:
+            return [kept[first:last] for first, last in pairwise(ends)]
+        self._fetch_packed(slot, packed)
+        return [self._copied(slot, "packed", first, last) for first, last in pairwise(ends)]
 
     def _shingles(self, output: _Output) -> Shingles | None:
         if not output.request.shingles:
             return None
-        offsets = np.cumsum(output.shingle_offsets)
+        offsets = np.concatenate([np.zeros(1, np.uint64), *output.shingle_counts]).cumsum().astype(np.int64)
         on_host = [part for part in output.hashes if not isinstance(part, DeviceArray)]
         if len(on_host) < len(output.hashes):
             return DeviceShingles(self._device, self._fetch, tuple(output.hashes), offsets)
@@ -471,23 +539,23 @@ class Signer:
         """
         if self.left_bytes is None or not packed.size:
             return None
-        if self._device.free_bytes() < self.left_bytes + packed.nbytes:
+        if self._room < packed.nbytes:  # the driver is asked when what it said is used up: that can take a while
+            self._room = self._device.free_bytes() - self.left_bytes
+        if self._room < packed.nbytes:
             return None
         try:
             kept = self._device.alloc(packed.size, np.uint32)
         except DeviceMemoryError:
             return None
+        self._room -= packed.nbytes
         self._device.copy(packed, kept, self._fetch)
-        self._fetch.record().synchronize()  # from here on another stream may use it
+        self._compute.wait(self._fetch.record())  # the next piece of this slot writes there
         return kept
 
-    def _fetch_packed(self, slot: _Slot, packed: DeviceArray) -> U32:
-        """The shingle hashes of a piece. They come down only now that their number is known, while the device is
-        busy with the next pieces: they take half of the way down, or more, and room for the most there could be is
-        several times as much."""
+    def _fetch_packed(self, slot: _Slot, packed: DeviceArray) -> None:
+        """The shingle hashes of a piece to the host. They come down only now that their number is known, while the
+        device is busy with the next pieces: they take half of the way down, or more, and room for the most there could
+        be is several times as much."""
         slot.host.reserve("packed", packed.size, np.uint32)
         self._device.download(packed, slot.host["packed"], self._fetch)
         self._fetch.record().synchronize()
-        hashes = np.empty(packed.size, np.uint32)
-        _cpu.copy_values(hashes, slot.host["packed"][: packed.size], workers=self._workers)
-        return hashes
