@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import sass
-from bench_gpu import PREDICTED, SEED, TEXTS, bytes_of_kernels, texts
+from gpu_kernels import PREDICTED, TEXTS, bytes_of_kernels, texts
+from gpu_measure import SEED
 from gpu_target import TESTS
 
 from gpudedup import _cpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -171,11 +171,20 @@ def _version(package: str) -> str | None:
 
 
 class Timed:
-    """A device whose work is timed, each piece by marks before and after it in its stream."""
+    """A device whose work is timed, each piece by marks before and after it in its stream; by the clock, what queueing
+    it takes the host.
 
-    def __init__(self, target: Target) -> None:
-        self._target, self._device = target, target.device
+    ``occupy`` gives a stream some work before the first kernel after each `take`. If that lasts longer than queueing
+    what follows, kernels lie behind one another, and what a launch takes in Python is in none of their spans.
+    """
+
+    def __init__(self, target: Target, occupy: Callable[[Stream], None] = lambda stream: None) -> None:
+        self._target, self._device, self._occupy = target, target.device, occupy
         self._spans: list[tuple[str, Mark, Mark]] = []
+        self._queueing: dict[str, float] = {}
+        self._occupied = False
+        self.queued: dict[str, float] = {}
+        """Seconds of the host, by kernel or loop, for what the last `take` gave; "all": of all kernels."""
         self.needed: DeviceArray | None = None
         """What the last `hash_units` was given: units and folded bytes of all its documents."""
 
@@ -188,6 +197,9 @@ class Timed:
             needed = args[names.index("needed")]
             assert isinstance(needed, DeviceArray)
             self.needed = needed
+        if not self._occupied:
+            self._occupy(stream)
+            self._occupied = True
         with self._span(kernel, stream):
             self._device.launch(kernel, blocks, threads, args, stream)
 
@@ -225,8 +237,9 @@ class Timed:
 
     @contextmanager
     def _span(self, name: str, stream: Stream) -> Iterator[None]:
-        begin = self._target.mark(stream)
+        begin, clock = self._target.mark(stream), time.perf_counter()
         yield
+        self._queueing[name] = self._queueing.get(name, 0.0) + time.perf_counter() - clock
         self._spans.append((name, begin, self._target.mark(stream)))
 
     def take(self) -> dict[str, float]:
@@ -237,5 +250,9 @@ class Timed:
         kernels = [span for span in self._spans if span[0] in program.signatures()]
         if kernels:
             found["all"] = self._target.seconds(kernels[0][1], kernels[-1][2])
+        own = sum(seconds for name, seconds in self._queueing.items() if name in program.signatures())
+        self.queued = {**self._queueing, "all": own}
         self._spans.clear()
+        self._queueing.clear()
+        self._occupied = False
         return found

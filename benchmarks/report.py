@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_report
+from gpu_report import PREDICTED, Result, table, verdict
+
 from gpudedup.bench.record import Record, read_records
 from gpudedup.bench.summary import about, has_matplotlib, host_line, sections_markdown, write_pictures
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "docs" / "performance.md"
-Result = dict[str, Any]
 
 HEAD = """# Performance
 
@@ -26,7 +28,6 @@ wanted a core in the minute before; where it is above the cores that a case uses
 CPU-seconds tell more.
 """
 
-PREDICTED = HERE / "gpu_model.json"
 PICTURES = OUT.parent / "pictures"
 """Of the results of `gpudedup bench`, drawn from the same records."""
 
@@ -43,14 +44,6 @@ def newest(results: Iterable[Result], suite: str) -> list[Result]:
     return list(found.values())
 
 
-def table(head: str, rows: Iterable[Iterable[Any]]) -> str:
-    names = head.split("|")
-    align = "|".join(" --- " if number == 0 else " ---: " for number in range(len(names)))
-    lines = [f"| {' | '.join(name.strip() for name in names)} |", f"|{align}|"]
-    lines += [f"| {' | '.join('' if cell is None else str(cell) for cell in row)} |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
 def where(result: Result) -> str:
     m = result["machine"]
     loads = [case["load"] for case in result["cases"] if "load" in case]
@@ -59,10 +52,6 @@ def where(result: Result) -> str:
         f"{m['cpu']}, {m['cores']} cores, {m['memory_gigabytes']} GB; Python {m['python']}, pyarrow {m['pyarrow']}; "
         f"commit {m['commit']}, {result['date']}{load}.\n"
     )
-
-
-def verdict(good: bool) -> str:
-    return "holds" if good else "**misses**"
 
 
 GROWTH = {
@@ -195,7 +184,9 @@ def render(folder: Path, notes: str) -> str:
     for suite, (title, show) in SECTIONS.items():
         if found := newest(results, suite):
             parts.append(f"## {title}\n\n" + "\n".join(show(result) for result in found))
-    parts.append(f"## On an H200, by arithmetic\n\n{predicted(json.loads(PREDICTED.read_text()))}")
+    model = json.loads(PREDICTED.read_text())
+    parts.append(f"## On a GPU\n\n{gpu_report.render(folder, model)}")
+    parts.append(f"## On an H200, by arithmetic\n\n{predicted(model)}")
     return "\n".join([*parts, notes.strip() + "\n"])
 
 

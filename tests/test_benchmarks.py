@@ -17,6 +17,7 @@ from gpudedup.bench.record import Spread, Text, new_record, write_records
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import gpu_report  # noqa: E402
 import report  # noqa: E402
 
 CASES = {
@@ -73,3 +74,57 @@ def test_results_of_the_bench_are_held_to_the_bars(tmp_path: Path) -> None:
     assert "| slope of log CPU time over log text, 1x to 64x | 1.050 | <= 1.03: **misses** |" in page
     assert "| 900 MB | 1 GB: holds |" in page
     assert page.count("### scaling") == page.count("### memory") == 1
+
+
+def gpu_result(suite: str, cases: list[dict[str, Any]]) -> dict[str, Any]:
+    names = "gpu gpu_memory_gigabytes driver cupy numba_cuda cpu cores memory_gigabytes commit kernels"
+    return {
+        "suite": f"gpu-{suite}",
+        "date": "2026-01-01",
+        "emulated": False,
+        "seed": 1,
+        "scale": 1.0,
+        "machine": dict.fromkeys(names.split(), "planted"),
+        "cases": [{**TIMED, **case} for case in cases],
+    }
+
+
+TIMED = {"median_seconds": 1.0, "floor_seconds": None, "share_of_floor": None}
+
+
+def test_bars_of_a_gpu(tmp_path: Path) -> None:
+    """One that holds, one that misses, one of too small a corpus, one of no case: planted figures, of no machine."""
+    kernels = [
+        {"case": f"english, 2 kB: {gpu_report.ALL}", gpu_report.RATE: 101.0},
+        {"case": f"chinese, 2 kB: {gpu_report.ALL}", gpu_report.RATE: 49.0},
+    ]
+    job = [{"case": "Arrow in memory to mask, cuda", gpu_report.RATE: 9.0, "text_bytes": 4e9}]
+    match = [{"case": f"{bar.case}", "median_seconds": 9.0, "documents": 1e8} for bar in gpu_report.BARS if bar.falling]
+    for suite, cases in (("kernels", kernels), ("job", job), ("match", match)):
+        path = tmp_path / f"planted-2026-01-01-gpu-{suite}.json"
+        path.write_text(json.dumps(gpu_result(suite, cases)))
+    model = json.loads(gpu_report.PREDICTED.read_text())
+    page = gpu_report.render(tmp_path, model)
+    english = 1e-9 / model["seconds_per_byte"]["english, 2 kB"]["all"]
+    assert f"128 lanes, english, 2 kB | 100 GB/s | 300 GB/s | 101 GB/s: holds | {english:.3g} GB/s |" in page
+    assert "128 lanes, chinese, 2 kB | 50 GB/s | 150 GB/s | 49 GB/s: **misses**" in page
+    assert "| 9 GB/s, but of 4e+09 text bytes only |" in page
+    assert "10^8 signatures | 10 s | 2 s | 9 s: holds |" in page
+    assert f"nvtext.minhash, char:24, 260 lanes | 5 times | 20 times | {gpu_report.NOT_MEASURED} |" in page
+
+
+def test_where_a_gpu_is_worth_its_start() -> None:
+    """2 s more to begin; then 1 s of the GPU does what takes 16 workers 5 s: worth it from half of the text on."""
+    text = {"axis": "text", "value": 10**9, "text_bytes": 10**9, "workers": 16, "signing_gigabytes_per_second": 1.0}
+    cases = [
+        {"axis": "start", "device": "cpu", "median_seconds": 0.5},
+        {"axis": "start", "device": "cuda", "median_seconds": 2.5},
+        {**text, "device": "cpu", "median_seconds": 5.0},
+        {**text, "device": "cuda", "median_seconds": 1.0},
+    ]
+    page = gpu_report.sweeps(gpu_result("sweep", cases))
+    assert "takes 2 s more on the GPU" in page
+    assert "from 500 MB on,\n31 MB for each of 16 workers" in page
+    assert "| text | 1,000,000,000 | 1000 | 5000 | 5 | 1 | 1 |" in page
+    slower = [{**case, "median_seconds": 9.0} if case["device"] == "cuda" else case for case in cases]
+    assert "worth it nowhere" in gpu_report.sweeps(gpu_result("sweep", slower))

@@ -1,19 +1,25 @@
 #!/usr/bin/env bash
-# Validates gpudedup on this machine's NVIDIA GPU, then measures it, in less than ten minutes:
-#     bash tools/gpu_check.sh [OUT]
+# Validates gpudedup on this machine's NVIDIA GPU, and measures it, in less than ten minutes:
+#     bash tools/gpu_check.sh [OUT [STAGE...]]
 # needs no network and no installed gpudedup, but Python 3.11 or newer with CuPy, Numba and what the first stage lists,
-# and a C++ compiler. Each stage has a time limit of its own and runs even if those before it failed. The last thing
-# printed is a table of them; the exit status is the number that failed. A stage that this machine cannot do (no
-# compute-sanitizer, no right to read counters) ends with 77 and counts as none.
-# Figures go to OUT, with the log of everything, in at most 8 files; without OUT, to benchmarks/results.
+# and a C++ compiler. Stages run in the order of their worth, each with a time limit, and even if those before it failed;
+# with STAGE... only those whose names begin so, after the first two. The last thing printed is a table of them; the exit
+# status is the number that failed. A stage that this machine cannot do (no compute-sanitizer, no right to read counters),
+# or that there is no time left for, ends with 77 and counts as none.
+# Figures go to OUT as they are taken, with the log of everything, in at most 8 files; without OUT, to
+# benchmarks/results. They need some 40 GB of TMPDIR and of memory for bars to count.
+# GPUDEDUP_NVTEXT names a folder with pylibcudf and what it needs, for figures of libcudf beside ours.
+# GPUDEDUP_CHECK_SECONDS are given to all stages together: 580 unless set.
 # With --rehearse the same runs without a GPU, on the emulated device of the tests and next to no data: its figures mean
 # nothing, and are marked so.
 set -uo pipefail
 
+seconds=${GPUDEDUP_CHECK_SECONDS:-580}
 export REHEARSE=""
 if [ "${1:-}" = --rehearse ]; then
   REHEARSE=yes
   export GPUDEDUP_REHEARSE=1 GPUDEDUP_BENCH_TINY=1 NUMBA_DISABLE_JIT=1 # compiling would take longer than it runs
+  seconds=$((4 * seconds))
   shift
 else
   export GPUDEDUP_REQUIRE_GPU=1
@@ -26,10 +32,12 @@ if [ $# -gt 0 ]; then
 else
   out=$(mktemp -d "${TMPDIR:-/tmp}/gpudedup-gpu-check.XXXXXX")
 fi
+[ -z "${GPUDEDUP_NVTEXT:-}" ] || GPUDEDUP_NVTEXT=$(cd "$GPUDEDUP_NVTEXT" && pwd) || exit
 cd "$(dirname "$0")/.." || exit
 results=$out
 [ $# -gt 0 ] || [ -n "$REHEARSE" ] || results=$PWD/benchmarks/results
-: >"$out/log.txt"
+log=$out/log.txt
+: >"$log"
 export work out results pytest="python3 -P -m pytest -q -rs -p no:cacheprovider"
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -37,25 +45,39 @@ export GPUDEDUP_BENCH_DIR=${GPUDEDUP_BENCH_DIR:-$work/corpora}
 
 failures=0
 table=""
+wanted=(environment build "${@:2}")
+[ $# -gt 1 ] || wanted=("")
 
-stage() { # stage NAME SECONDS FUNCTION [ARGUMENT]: runs it, logs what it says, and shows the end of that if it failed
-  local name=$1 limit=$2 begin=$SECONDS status=0 verdict=passed
+stage() { # stage NAME SECONDS FUNCTION [ARGUMENT]: runs it, logs what it says, and shows the end of that
+  local name=$1 limit=$2 begin=$SECONDS status=0 verdict=passed cut="" said each
   shift 2
+  for each in "${wanted[@]}"; do [[ $name != "$each"* ]] || break; done
+  [[ $name == "$each"* ]] || return
   [ -z "$REHEARSE" ] || limit=$((4 * limit)) # a single slow core builds and emulates
+  if [ "$limit" -gt $((seconds - begin)) ]; then
+    limit=$((seconds - begin)) cut=yes
+  fi
   printf '== %s\n' "$name"
-  timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' stage "$@" >"$work/stage.log" 2>&1 </dev/null ||
-    status=$?
-  { printf '\n==== %s (%s s)\n' "$name" "$((SECONDS - begin))"; tail -c 1500000 "$work/stage.log"; } >>"$out/log.txt"
-  case $status in
-    0) tail -n "${lines:-3}" "$work/stage.log" ;;
-    77) verdict="not possible here" && tail -n 1 "$work/stage.log" ;;
-    *)
-      verdict=FAILED
-      [ "$status" != 124 ] || verdict="FAILED: took too long"
-      failures=$((failures + 1))
-      tail -n 40 "$work/stage.log"
-      ;;
+  printf '\n==== %s\n' "$name" >>"$log"
+  said=$(stat -c %s "$log")
+  if [ "$limit" -gt 5 ]; then
+    LIMIT=$limit timeout --kill-after=5 "$limit" bash -euo pipefail -c '"$@"' stage "$@" >>"$log" 2>&1 </dev/null ||
+      status=$?
+  else
+    limit=0 status=124
+  fi
+  case $status$cut in
+    0*) verdict=passed ;;
+    77*) verdict="not possible here" ;;
+    124yes) verdict="no time left" status=77 ;;
+    124) verdict="FAILED: took too long" ;;
+    *) verdict=FAILED ;;
   esac
+  case $verdict in
+    FAILED*) failures=$((failures + 1)) && lines=40 ;;
+    not*) lines=1 ;;
+  esac
+  tail -c +$((said + 1)) "$log" | tail -n "${lines:-3}"
   table+=$(printf '%-22s rc %-4s %4d s of %-4d %s' "$name" "$status" "$((SECONDS - begin))" "$limit" "$verdict")$'\n'
 }
 
@@ -131,22 +153,27 @@ sanitize() { # sanitize TOOL: a test that launches every kernel
   [ "$1" != initcheck ] || limits=(--kernel-name-exclude kernel_substring=hash_units)
   compute-sanitizer --tool "$1" --error-exitcode 9 --target-processes all "${limits[@]}" \
     $pytest tests/test_gpu.py -k every_kernel >"$work/$1.log" 2>&1 || status=$?
-  cat "$work/$1.log"
+  tail -c 1000000 "$work/$1.log"
   if [ $status != 0 ] && grep -qi 'device not supported' "$work/$1.log"; then
     echo "compute-sanitizer cannot check this GPU here" && exit 77
   fi
   return $status
 }
 
-measure() { # measure SUITE SECONDS
-  python3 benchmarks/bench_gpu.py "$1" --seconds "$2" --results "$results"
+measure() { # measure SUITE
+  python3 benchmarks/bench_gpu.py "$1" --seconds $((LIMIT - 5)) --results "$results"
+  rm -rf "$work/corpora" # of no use to other stages, and much
+}
+
+bars() {
+  python3 benchmarks/gpu_report.py "$results"
 }
 
 profile() {
   command -v ncu >/dev/null || { echo "no ncu here" && exit 77; }
-  local status=0 kernels='regex:measure_|join_|find_|first_|hash_|sign_lanes|band_keys'
-  ncu --clock-control none --set basic --csv --log-file "$out/ncu.csv" --kernel-name "$kernels" --launch-skip 10 \
-    --launch-count 21 python3 benchmarks/bench_gpu.py kernels --quick --seconds 5 --results "$work/profiled" ||
+  local status=0 kernels='regex:mark_|measure_|join_|find_|first_|hash_|sign_lanes|band_keys'
+  ncu --clock-control none --set basic --csv --log-file "$out/ncu.csv" --kernel-name "$kernels" --launch-skip 16 \
+    --launch-count 24 python3 benchmarks/bench_gpu.py kernels --scale 0.125 --seconds 5 --results "$work/profiled" ||
     status=$?
   if grep -q 'ERR_NVGPUCTRPERM\|LibraryNotLoaded' "$out/ncu.csv"; then
     cat "$out/ncu.csv" && echo "the counters of this GPU cannot be read here" && exit 77
@@ -169,19 +196,23 @@ PYTHON
   return $status
 }
 
-export -f environment build probe tests sanitize measure profile
+export -f environment build probe tests sanitize measure profile bars
 
 lines=12 stage environment 15 environment
-stage build 45 build
+stage build 60 build
 lines=6 stage probe 15 probe
-stage tests 130 tests
-for tool in memcheck racecheck initcheck synccheck; do stage "sanitizer $tool" 38 sanitize "$tool"; done
-lines=20 stage ceilings 15 measure ceilings 15
-lines=80 stage kernels 50 measure kernels 50
-lines=20 stage "end to end" 65 measure job 65
-lines=20 stage match 50 measure match 45
-lines=25 stage "profile (ncu)" 30 profile
+lines=20 stage ceilings 20 measure ceilings
+lines=60 stage kernels 75 measure kernels
+stage tests 150 tests
+lines=20 stage match 110 measure match
+lines=30 stage job 180 measure job
+lines=6 stage nvtext 45 measure nvtext
+stage "sanitizer memcheck" 40 sanitize memcheck
+lines=70 stage sweep 130 measure sweep
+for tool in racecheck initcheck synccheck; do stage "sanitizer $tool" 40 sanitize "$tool"; done
+lines=25 stage profile 40 profile
+lines=20 stage bars 10 bars
 
 [ -z "$REHEARSE" ] || printf '\nA rehearsal on the emulated device: no figure above is one of a GPU.\n'
-printf '\nlog: %s; figures: %s\n%s%s\n' "$out/log.txt" "$results" "$table" "$failures failed, $SECONDS s in all"
+printf '\nlog: %s; figures: %s\n%s%s\n' "$log" "$results" "$table" "$failures failed, $SECONDS s in all"
 exit $failures

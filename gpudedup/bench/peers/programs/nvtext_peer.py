@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import cudf
 import cupy
-import numpy as np
+import nvtext_minhash
 import peer
 
 SEPARATOR = r"[^\w]|_"
@@ -19,7 +19,7 @@ def sketch(texts: cudf.Series, a: cudf.Series, b: cudf.Series) -> cupy.ndarray:
     """uint32[documents, NUM_PERM]."""
     words = texts.str.lower().str.replace_with_backrefs(SINGLE, r" \1 ").str.replace(SEPARATOR, " ", regex=True)
     lists = words.str.split()
-    made = lists.str.minhash(seed=42, a=a, b=b, width=peer.SHINGLE)
+    made = lists.str.minhash(seed=nvtext_minhash.SEED, a=a, b=b, width=peer.SHINGLE)
     return made.list.leaves.values.reshape(-1, peer.NUM_PERM)
 
 
@@ -42,9 +42,7 @@ def components(lanes: cupy.ndarray) -> cupy.ndarray:
 
 
 def run(files: list[str], workers: int, seconds: dict[str, float]) -> tuple[list[int], str]:
-    rng = np.random.default_rng(42)
-    a = cudf.Series(rng.integers(1, (1 << 31) - 1, peer.NUM_PERM, dtype=np.uint32))
-    b = cudf.Series(rng.integers(0, (1 << 31) - 1, peer.NUM_PERM, dtype=np.uint32))
+    a, b = map(cudf.Series, nvtext_minhash.permutations(peer.NUM_PERM))
     ids, lanes = [], []
     with peer.Clock(seconds, "read_sign"):
         for file, group in peer.row_groups(files):

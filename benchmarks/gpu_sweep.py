@@ -1,0 +1,197 @@
+"""One thing varied at a time: the same jobs on the GPU and on the CPU, and what a process takes to begin.
+
+Where the GPU is worth it follows from three figures: what its start costs more than the CPU's, and what a worker of the
+CPU and the GPU get through in a second.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from gpu_measure import SEED, Case, Ceilings, Sizes, case, on_host
+from gpu_target import REHEARSAL, Target
+
+import gpudedup
+from gpudedup.backends import Backend
+from gpudedup.backends.base import ToSign
+from gpudedup.backends.cpu import CpuBackend
+from gpudedup.backends.cuda.backend import CudaBackend
+from gpudedup.bench.corpus import join
+from gpudedup.bench.inputs import text_bytes
+from gpudedup.bench.measure import run_process
+from gpudedup.bench.noise import fraction, noise
+from gpudedup.bench.words import load_pool
+from gpudedup.machine import worker_count
+from gpudedup.params import Params
+
+CHANGED = 0.01
+"""Of the words of a copy: some 0.9 of the 5-shingles of two documents are common then."""
+
+START = """
+import sys, time
+sys.path[:0] = {paths!r}
+import pyarrow as pa
+import gpudedup
+if {rehearsal!r}:
+    import gpu_target
+    gpu_target.rehearse()
+table = pa.table({{"text": ["a b c d e f", "a b c d e f", "g h i j k l"]}})
+begin = time.perf_counter()
+gpudedup.deduplicate(table, device={device!r}).keep_mask
+print(time.perf_counter() - begin)
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A job: text of about ``text_bytes`` in documents of ``document_bytes``, a share of which are copies, signed in
+    batches of ``batch_bytes`` with ``num_perm`` lanes."""
+
+    text_bytes: int
+    mix: str = "english"
+    document_bytes: int = 2000
+    copies: float = 0.3
+    num_perm: int = 128
+    batch_bytes: int = 16 << 20
+
+
+AXES: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "text": ("text_bytes", (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 4.0)),  # of the size that the others have
+    "document": ("document_bytes", (20, 70, 200, 2000, 20_000, 1_000_000, 100_000_000)),
+    "language": ("mix", ("english", "chinese", "mixed")),
+    "lanes": ("num_perm", (64, 128, 256, 512, 1024)),
+    "copies": ("copies", (0.0, 0.1, 0.3, 0.6, 0.9)),
+    "batch": ("batch_bytes", (1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)),
+}
+"""What is varied: the field of a `Point`, and its values."""
+
+
+def points(sizes: Sizes) -> Iterator[tuple[str, Any, Point]]:
+    """(axis, value, point), axis after axis; where there is next to no time, only the ends of each."""
+    size = sizes.sweep_bytes
+    for axis, (field, values) in AXES.items():
+        for value in values if sizes.rounds > 2 else values[:: len(values) - 1]:
+            given = max(100, int(value * size)) if axis == "text" else value
+            point = replace(Point(size), **{field: given})
+            if point.document_bytes <= point.text_bytes or axis == "text":
+                yield axis, given, point
+
+
+@lru_cache(2)
+def made(mix: str, document_bytes: int, copies: float, size: int) -> pa.Array:
+    """Text: words at random; a copy is one of the originals with one word in a hundred drawn anew."""
+    pool = load_pool(mix)
+    share = np.cumsum(pool.share) / pool.share.sum()
+    mean = float(pool.mean_bytes @ pool.share) / pool.share.sum()
+    words = max(1, round(document_bytes / mean))  # of a document
+    count = max(1, round(size / (words * mean)))
+    originals = max(1, round(count * (1 - copies)))
+    language = np.searchsorted(share[:-1], fraction(noise(SEED, count)), side="right")
+    drawn = np.empty((count, words), np.int32)
+    for number in range(len(share)):
+        own = np.flatnonzero(language == number)
+        drawn[own] = pool.draw(number, noise(SEED + number + 1, len(own) * words)).reshape(len(own), words)
+    if count > originals:
+        origin = (noise(SEED + 100, count - originals) % np.uint64(originals)).astype(np.int64)
+        fresh = fraction(noise(SEED + 101, len(origin) * words)).reshape(len(origin), words) < CHANGED
+        drawn[originals:] = np.where(fresh, drawn[originals:], drawn[origin])
+    order = np.argsort(noise(SEED + 102, count), kind="stable")
+    return join(pool.pieces, drawn[order].reshape(-1), np.full(count, words))
+
+
+def batches(text: pa.Array, batch_bytes: int) -> list[pa.Array]:
+    """As equal as can be."""
+    number = min(len(text), -(-text_bytes(text) // batch_bytes))
+    ends = np.linspace(0, len(text), number + 1).astype(int).tolist()
+    return [text[first:last] for first, last in itertools.pairwise(ends)]
+
+
+def signed(backend: Backend, parts: list[pa.Array]) -> Callable[[int], Any]:
+    """What signs the batches, and gives a digest of all band keys."""
+
+    def work(_: int) -> int:
+        keys = [each.band_keys for each in backend.sign(ToSign(part, band_keys=True) for part in parts)]
+        return hash(tuple(int(np.bitwise_xor.reduce(each, axis=None)) for each in keys))
+
+    return work
+
+
+def measured(target: Target, sizes: Sizes, axis: str, value: Any, point: Point) -> Iterator[Case]:
+    """A job from Arrow to the mask on the CPU and on the GPU, warm, and signing alone in batches of the point's size.
+
+    Both must give equal keys and equal masks.
+    """
+    params = Params(num_perm=point.num_perm)
+    text = made(point.mix, point.document_bytes, point.copies, point.text_bytes)
+    table, parts = pa.table({"text": text}), batches(text, point.batch_bytes)
+    size = text_bytes(text)
+    answers = []
+    for device, backend in (
+        ("cpu", CpuBackend(params, "as asked")),
+        ("cuda", CudaBackend(params, target.device, "as asked")),
+    ):
+        work = signed(backend, parts)
+        digest = work(0)
+        signing = statistics.median(on_host(2, work))
+        results: list[Any] = []
+        seconds = on_host(
+            2 if device == "cpu" else 3,
+            lambda _, device=device, results=results: results.append(
+                gpudedup.deduplicate(table, device=device, num_perm=point.num_perm)
+            ),
+        )
+        mask = results[-1].keep_mask
+        answers.append((digest, mask))
+        yield case(
+            f"{axis} {value}, {device}",
+            seconds[1:],
+            axis=axis,
+            value=value,
+            device=device,
+            text_bytes=size,
+            documents=len(text),
+            removed=mask.false_count,
+            gigabytes_of_text_per_second=size / statistics.median(seconds[1:]) / 1e9,
+            signing_gigabytes_per_second=size / signing / 1e9,
+            stages={stage: round(took, 4) for stage, took in results[-1].summary().seconds.items()},
+            workers=worker_count(),
+        )
+    assert answers[0][0] == answers[1][0], f"{axis} {value}: the GPU makes other band keys than the CPU"
+    assert answers[0][1].equals(answers[1][1]), f"{axis} {value}: the GPU keeps other rows than the CPU"
+
+
+def starts(device: str) -> Case:
+    """The first job of a process, of three lines of text. The first process fills caches on disk and does not count."""
+    here = Path(__file__).resolve().parent
+    code = START.format(paths=[str(here)], device=device, rehearsal=REHEARSAL)
+    seconds = []
+    for _ in range(1 if REHEARSAL else 4):
+        done = run_process([sys.executable, "-c", code], timeout=60)
+        if done.code:
+            raise SystemExit(f"a first job on {device}: {done.complaint}")
+        seconds.append(float(json.loads(done.output)))
+    return case(f"first job of a process, {device}", seconds[1:] or seconds, axis="start", device=device)
+
+
+def sweep_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
+    for device in ("cpu", "cuda"):
+        yield starts(device)
+    longest = 0.0
+    for axis, value, point in points(sizes):
+        begin = time.perf_counter()
+        if begin + longest > deadline:
+            print("the rest is left out, there is not time enough", flush=True)
+            return
+        yield from measured(target, sizes, axis, value, point)
+        longest = max(longest, time.perf_counter() - begin)
