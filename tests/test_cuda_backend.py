@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import re
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda import cupy_device, detect
 from gpudedup.backends.cuda import verify as rounds
 from gpudedup.backends.cuda.backend import CudaBackend, try_out
-from gpudedup.errors import DeviceError
+from gpudedup.errors import DeviceError, DeviceMemoryError, OutputError
 from gpudedup.params import Params
 
 pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
@@ -122,6 +123,22 @@ def test_no_room_at_any_allocation(use: Any, verify: str) -> None:
     for number in range(1, counters.host_allocations + 1):
         use(lambda n=number: EmulatedDevice(faults=Faults(host_allocation=n)))
         assert answer(table, **options)[:2] == expected[:2], number
+
+
+def test_signatures_that_have_room_nowhere(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where they are compared nor, when the device gives them back, in memory or in tmp."""
+
+    def no_memory(*_: Any) -> None:
+        raise DeviceMemoryError("no room")
+
+    def no_disk(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    use(EmulatedDevice)
+    monkeypatch.setattr(rounds.Keepers, "run", no_memory)
+    monkeypatch.setattr("gpudedup.backends.cuda.lanes.lanes_room", no_disk)
+    with pytest.raises(OutputError, match=r"no room for what is compared \(No space left on device\); give another"):
+        gpudedup.deduplicate(corpus(), **{**OPTIONS, "verify": "signature"})
 
 
 def test_a_lost_device_is_an_error_and_never_a_wrong_answer(use: Any) -> None:

@@ -16,15 +16,17 @@ from emulated_device import EmulatedDevice, EmulatedStream, Faults
 
 from gpudedup import _cpu
 from gpudedup.backends.base import Band
-from gpudedup.backends.cuda import upload
+from gpudedup.backends.cuda import ring as pinned
 from gpudedup.backends.cuda import verify as rounds
+from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.backends.cuda.device import sent
 from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.backends.cuda.sets import DeviceSets
-from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, Keepers
 from gpudedup.errors import DeviceMemoryError
+from gpudedup.params import Params
 
 pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
 ORDERS = ("forward", "reverse", "random")
@@ -47,7 +49,9 @@ def buckets_of(
     window: int = 2,
     **scope: Any,
 ) -> DeviceBuckets:
-    bands = [sort_band(Uploader(device, stream, workers=1), band, documents) for band in keys]
+    ring = Ring(device, stream, workers=1)
+    on_device = ring.sent(documents)
+    bands = [sort_band(ring, band, on_device) for band in keys]
     return joined(device, stream, bands, len(documents), window=window, **scope)
 
 
@@ -68,7 +72,9 @@ def joined(
         limits = {"scopes": scopes, "across": across, "window": window, "fixed": fixed}
         return _cpu.Buckets(pairs, count=count, **limits, memory_bytes=1 << 20, directory="/", workers=1)
 
-    return DeviceBuckets(device, stream, bands, count, scopes, across, window=window, fixed=fixed, host=host)
+    return DeviceBuckets(
+        Ring(device, stream, workers=1), bands, count, scopes, across, window=window, fixed=fixed, host=host
+    )
 
 
 def reference_pairs(keys: Iterable[list[int]], window: int, allowed: Any) -> set[tuple[int, int]]:
@@ -132,7 +138,8 @@ def test_a_band_is_that_of_the_definition(order: Any, count: int, variety: int) 
     [keys] = random_keys(count + 20, 1, variety, seed=count)
     documents = np.array(random.Random(count).sample(range(count + 20), count), np.uint32)
     device = EmulatedDevice(order=order, timing="random", seed=count)
-    band = sort_band(Uploader(device, device.stream(), workers=1), keys, documents)
+    ring = Ring(device, device.stream(), workers=1)
+    band = sort_band(ring, keys, ring.sent(documents))
     buckets: dict[int, list[int]] = {}
     for place, key in enumerate(keys[documents].tolist()):
         buckets.setdefault(key, []).append(place)
@@ -194,7 +201,7 @@ def families(count: int, seed: int, largest: int) -> list[set[int]]:
 
 def store_of(device: EmulatedDevice, stream: EmulatedStream, sets: list[set[int]], directory: Path) -> DeviceSets:
     host = _cpu.SetStore(count=len(sets), memory_bytes=1 << 20, directory=str(directory))
-    store = DeviceSets(Uploader(device, stream, workers=1), host, len(sets), workers=1)
+    store = DeviceSets(Ring(device, stream, workers=1), host, len(sets), workers=1)
     draw = random.Random(len(sets))
     for low in range(0, len(sets), 17):
         numbers = list(range(low, min(low + 17, len(sets))))
@@ -255,7 +262,7 @@ def test_removals_by_sets(
     store = store_of(device, stream, sets, tmp_path)
     candidates = reference_pairs(keys.tolist(), 4, lambda a, b: True)
     for ppm in (500_000, 800_000):
-        decision = Keepers(device, stream, buckets, CompareSets(store, ppm), None).run()
+        decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, ppm), None).run()
         expected = expected_decision(candidates, count, lambda a, b: jaccard(sets[a], sets[b]), ppm, fixed)
         assert [array.tolist() for array in decision.arrays()] == list(expected)
     device.check()
@@ -317,9 +324,9 @@ def test_verify_waits_once_a_round_and_twice_a_block(
         lanes = np.random.default_rng(2).integers(0, 2, (count, 20), dtype=np.uint32)
         more: Any = {"memory_bytes": 0, "directory": "/", "workers": 1}
         numbers = np.arange(count, dtype=np.uint32)
-        held = DeviceLanes(Uploader(device, stream, workers=1), [in_groups(lanes, 8)], numbers, 20, **more)
+        held = DeviceLanes(Ring(device, stream, workers=1), [in_groups(lanes, 8)], numbers, 20, **more)
         compare = CompareLanes(held, sent(device, numbers, stream), 500_000)
-    keepers = Keepers(device, stream, buckets, compare, None)
+    keepers = Keepers(Ring(device, stream, workers=1), buckets, compare, None)
     counters = device.counters
     copies, waits, allocations = counters.copies, counters.synchronisations, counters.allocations
     keepers.run()
@@ -333,30 +340,86 @@ def test_verify_waits_once_a_round_and_twice_a_block(
 @pytest.mark.parametrize("timing", ["late", "early", "random"])
 def test_what_was_uploaded_may_change_at_once(timing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values of any size go through the ring as they were, and no copy is overtaken by one of the next round."""
-    monkeypatch.setattr(upload, "SEGMENT_BYTES", 64)
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 64)
     device = EmulatedDevice(timing=timing, seed=3)
-    uploader = Uploader(device, device.stream(), workers=1)
+    ring = Ring(device, device.stream(), workers=1)
     sizes = [0, 1, 7, 8, 9, 16, 100, 3, 1000, 5]
     expected = [np.arange(size, dtype=np.uint64) + np.uint64(1000 * size) for size in sizes]
     targets = []
     for values in expected:
         given = values.copy()
-        targets.append(uploader.sent(given))
+        targets.append(ring.sent(given))
         given[:] = 0
-    assert device.counters.host_allocations == upload.SEGMENTS
+    assert device.counters.host_allocations == pinned.SEGMENTS
     for target, values in zip(targets, expected, strict=True):
         found = np.zeros(len(values), np.uint64)
-        device.download(target, found, uploader.stream)
-        uploader.stream.synchronize()
+        device.download(target, found, ring.stream)
+        ring.stream.synchronize()
         assert found.tolist() == values.tolist()
     device.check()
+
+
+@pytest.mark.parametrize("timing", ["late", "early", "random"])
+def test_what_comes_down_goes_through_the_ring(timing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values of any size, between others that go up; a wait for each segment, and one more where it was used before."""
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 64)
+    device = EmulatedDevice(timing=timing, seed=4)
+    ring = Ring(device, device.stream(), workers=1)
+    held = []
+    for size in [0, 1, 7, 8, 9, 16, 24, 32, 33, 40, 100, 3, 1000, 5]:
+        values = np.arange(size, dtype=np.uint64) + np.uint64(1000 * size)
+        target = ring.sent(values)
+        before = device.counters.synchronisations
+        assert ring.fetched(target).tolist() == values.tolist()
+        assert device.counters.synchronisations - before <= max(1, 2 * -(-size // 8))
+        held.append((target, values))
+    for target, values in held:
+        assert ring.fetched(target).tolist() == values.tolist()
+    assert device.counters.host_allocations == pinned.SEGMENTS
+    device.check()
+
+
+@pytest.mark.parametrize("fault", range(1, 5))
+def test_without_pinned_memory_values_come_down_by_the_driver(fault: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 64)
+    device = EmulatedDevice(timing="random", faults=Faults(host_allocation=fault))
+    ring = Ring(device, device.stream(), workers=1)
+    values = np.arange(500, dtype=np.uint64)
+    assert ring.fetched(sent(device, values, ring.stream)).tolist() == values.tolist()
+
+
+def test_documents_go_up_once_for_all_bands() -> None:
+    device = EmulatedDevice()
+    backend = CudaBackend(Params(num_perm=8, bands=4, rows=2), device, "as asked")
+    keys = random_keys(400, 4, 30, seed=4)
+    for documents in (np.arange(400, dtype=np.uint32)[::-1].copy(), np.arange(0, 400, 3, dtype=np.uint32)):
+        before = device.counters.bytes_up
+        for band in keys:
+            given = backend.band(band, documents, memory_bytes=1 << 20)
+            ranked = band[documents].tolist()
+            by_key = sorted(range(len(ranked)), key=ranked.__getitem__)
+            assert given.members.tolist() == [place for place in by_key if ranked.count(ranked[place]) > 1]
+        assert device.counters.bytes_up - before == keys.nbytes + documents.nbytes
+
+
+def test_buckets_go_up_without_a_wait_for_each_band() -> None:
+    device = EmulatedDevice()
+    stream = device.stream()
+    waits = []
+    for bands in (2, 9):
+        keys, documents = random_keys(200, bands, 30, seed=4), np.arange(200, dtype=np.uint32)
+        of_band = [_cpu.sort_band(band, documents, memory_bytes=1 << 20, workers=1) for band in keys]
+        before = device.counters.synchronisations
+        joined(device, stream, [Band(*pair) for pair in of_band], 200, window=64)
+        waits.append(device.counters.synchronisations - before)
+    assert waits == [1, 1]  # for those that share a bucket
 
 
 def test_adding_sets_waits_for_nothing(tmp_path: Path) -> None:
     """In steady state: no pinned memory is taken, and on the device only what stays there."""
     device = EmulatedDevice()
     host = _cpu.SetStore(count=60, memory_bytes=0, directory=str(tmp_path))
-    store = DeviceSets(Uploader(device, device.stream(), workers=1), host, 60, workers=1)
+    store = DeviceSets(Ring(device, device.stream(), workers=1), host, 60, workers=1)
 
     def add(batch: int) -> None:
         numbers = np.arange(4 * batch, 4 * batch + 4, dtype=np.uint32)
@@ -410,7 +473,7 @@ def test_large_sets_are_compared_by_the_whole_device(
     store = store_of(device, stream, sets, tmp_path)
     candidates = reference_pairs(keys.tolist(), 9, lambda a, b: True)
     for ppm in (550_000, 960_000):
-        decision = Keepers(device, stream, buckets, CompareSets(store, ppm), None).run()
+        decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, ppm), None).run()
         expected = expected_decision(candidates, len(sets), lambda a, b: jaccard(sets[a], sets[b]), ppm)
         assert [array.tolist() for array in decision.arrays()] == list(expected)
 
@@ -423,9 +486,9 @@ def in_groups(lanes: np.ndarray, width: int) -> list[np.ndarray]:
 def lanes_of(
     device: EmulatedDevice, lanes: Iterable[list[np.ndarray]], numbers: np.ndarray, num_perm: int, workers: int = 1
 ) -> DeviceLanes:
-    uploader = Uploader(device, device.stream(), workers=workers)
+    ring = Ring(device, device.stream(), workers=workers)
     more: Any = {"memory_bytes": 1 << 30, "directory": "/", "workers": workers}
-    return DeviceLanes(uploader, lanes, numbers, num_perm, **more)
+    return DeviceLanes(ring, lanes, numbers, num_perm, **more)
 
 
 @pytest.mark.parametrize("num_perm", [1, 8, 20, 64, 128, 130, 300])
@@ -434,7 +497,7 @@ def test_lanes_lie_in_groups_of_eight(
     num_perm: int, segment: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the widths of batches, and however they are cut on their way; on the host again as they were."""
-    monkeypatch.setattr(upload, "SEGMENT_BYTES", segment)
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", segment)
     draw = np.random.default_rng(num_perm)
     lanes = draw.integers(0, 2**32, (230, num_perm), dtype=np.uint32)
     batches = [in_groups(lanes[:90], 8), in_groups(lanes[90:91], 8), in_groups(lanes[91:91], 8)]
@@ -463,7 +526,7 @@ def test_groups_of_another_width_are_refused() -> None:
 def test_lanes_go_up_without_a_wait_and_none_goes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four segments of 32 documents: one copy for each group of eight lanes and segment, and no memory but the lanes
     themselves and the pinned ring. From the fifth on, one wait for the oldest."""
-    monkeypatch.setattr(upload, "SEGMENT_BYTES", 32 * 4 * 64)
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 32 * 4 * 64)
     lanes = np.arange(400 * 64, dtype=np.uint32).reshape(400, 64)
     for segments, waits in ((4, 0), (9, 5)):
         count = 32 * segments
@@ -478,7 +541,7 @@ def test_lanes_go_up_without_a_wait_and_none_goes_twice(monkeypatch: pytest.Monk
 
 def test_no_room_for_lanes_is_known_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """They can be read once: on the device or on the host."""
-    monkeypatch.setattr(upload, "SEGMENT_BYTES", 4 * 64)
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 4 * 64)
 
     def unread() -> Iterator[list[np.ndarray]]:
         raise AssertionError("lanes were read")
@@ -508,16 +571,16 @@ def test_removals_by_lanes_and_unverified(order: Any, num_perm: int, monkeypatch
     ranked = [[band[d] for d in documents.tolist()] for band in keys.tolist()]
     candidates = reference_pairs(ranked, 4, lambda a, b: True)
     more: Any = {"memory_bytes": 0, "directory": "/", "workers": 2}
-    uploader = Uploader(device, stream, workers=2)
-    of_all = DeviceLanes(uploader, [in_groups(lanes, 8)], np.arange(120, dtype=np.uint32), num_perm, **more)
+    ring = Ring(device, stream, workers=2)
+    of_all = DeviceLanes(ring, [in_groups(lanes, 8)], np.arange(120, dtype=np.uint32), num_perm, **more)
     on_device = sent(device, documents, stream)
     rows = lanes[documents]
     for ppm in (420_000, 650_000, 1_000_000):
-        decision = Keepers(device, stream, buckets, CompareLanes(of_all, on_device, ppm), None).run()
+        decision = Keepers(Ring(device, stream, workers=1), buckets, CompareLanes(of_all, on_device, ppm), None).run()
         expected = expected_decision(candidates, 100, lambda a, b: (int((rows[a] == rows[b]).sum()), num_perm), ppm)
         assert [array.tolist() for array in decision.arrays()] == list(expected)
         assert 0 < sum(keeper != NONE for keeper in expected[0]) < 100
-    decision = Keepers(device, stream, buckets, CompareNothing(), None).run()
+    decision = Keepers(Ring(device, stream, workers=1), buckets, CompareNothing(), None).run()
     assert decision.keeper.tolist() == expected_decision(candidates, 100, lambda a, b: (0, 0), 0)[0]
     assert decision.whole.max() == 0
 
@@ -550,7 +613,7 @@ def test_documents_of_equal_content_across(order: Any, fixed: int, tmp_path: Pat
     documents = np.arange(len(content), dtype=np.uint32)
     buckets = buckets_of(device, stream, keys, documents, across=across, fixed=fixed)
     store = store_of(device, stream, [sets[c] for c in content], tmp_path)
-    decision = Keepers(device, stream, buckets, CompareSets(store, 800_000), leader).run()
+    decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, 800_000), leader).run()
     assert [array.tolist() for array in decision.arrays()] == list(expected)
     assert {(1, 1), (19, 20)} <= set(zip(*expected[1:], strict=True))
 
@@ -565,7 +628,7 @@ def test_a_chain_in_which_each_waits_for_the_one_before(tmp_path: Path) -> None:
     stream = device.stream()
     buckets = buckets_of(device, stream, keys, np.arange(count, dtype=np.uint32))
     store = store_of(device, stream, sets, tmp_path)
-    decision = Keepers(device, stream, buckets, CompareSets(store, 600_000), None).run()
+    decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, 600_000), None).run()
     assert decision.keeper.tolist() == [NONE if i % 2 == 0 else i - 1 for i in range(count)]
 
 
@@ -582,7 +645,7 @@ def test_rounds_do_not_grow_with_a_bucket_of_unlike_documents(order: Any, tmp_pa
         )
         store = store_of(device, stream, sets, tmp_path)
         before = device.counters.launches
-        decision = Keepers(device, stream, buckets, CompareSets(store, 500_000), None).run()
+        decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, 500_000), None).run()
         assert set(decision.keeper.tolist()) == {NONE}
         assert decision.compared == len(reference_pairs([[0] * count], 64, lambda a, b: True))
         launches.append(device.counters.launches - before)
@@ -603,7 +666,7 @@ def test_blocks_are_halved_until_they_fit(tmp_path: Path) -> None:
         try:
             buckets = buckets_of(device, stream, keys, documents, window=16)
             store = store_of(device, stream, sets, tmp_path)
-            decision = Keepers(device, stream, buckets, CompareSets(store, 600_000), None).run()
+            decision = Keepers(Ring(device, stream, workers=1), buckets, CompareSets(store, 600_000), None).run()
         except DeviceMemoryError:
             continue
         if store.on_device:

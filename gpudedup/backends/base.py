@@ -189,7 +189,8 @@ class Backend(Protocol):
         """
 
     def band(self, keys: U64, documents: U32, *, memory_bytes: int) -> Band:
-        """The buckets of ``documents`` (by rank) in one band; keys[document] is its key. O(n).
+        """The buckets of ``documents`` (by rank) in one band; keys[document] is its key. O(n). An array of documents
+        that is given again, for the next band, is as it was.
 
         Takes 12 bytes a document beside the answer, or, where that is more than ``memory_bytes``, less in several
         passes. (Keys that mostly agree in their upper bits take 12 bytes each in any case.)

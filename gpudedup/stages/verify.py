@@ -149,7 +149,7 @@ def verify(
             )
         documents = np.zeros(len(documents), np.uint32)
         documents[shared[in_order]] = np.arange(len(shared), dtype=np.uint32)
-    with spill_errors("buckets"):
+    with spill_errors("what is compared"):  # buckets, sets or signatures that a GPU gives back
         decision = backend.verify(
             matched.buckets,
             threshold_ppm=params.threshold_ppm,

@@ -32,12 +32,12 @@ from gpudedup.backends.base import (
 )
 from gpudedup.backends.columns import buffers
 from gpudedup.backends.cpu import CpuBackend
-from gpudedup.backends.cuda.device import Device
+from gpudedup.backends.cuda.device import Device, DeviceArray
 from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import DeviceBuckets, sort_band
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.backends.cuda.sign import Request, Signer
-from gpudedup.backends.cuda.upload import Uploader
 from gpudedup.backends.cuda.verify import Compare, CompareLanes, CompareNothing, CompareSets, DeviceDecision, Keepers
 from gpudedup.errors import DeviceError, DeviceMemoryError
 from gpudedup.machine import default_memory_bytes
@@ -66,8 +66,8 @@ class CudaBackend:
         self._params, self._device = params, device
         self._host = CpuBackend(params, reason)
         self.workers = self._host.workers
-        self._stream = device.stream()
-        self._uploader = Uploader(device, self._stream, workers=self.workers)
+        self._ring = Ring(device, device.stream(), workers=self.workers)
+        self._ranked: tuple[U32, DeviceArray] | None = None  # the documents of the last band, which the next has too
         memory_bytes = default_memory_bytes() if params.memory is None else parse_memory(params.memory)
         most = min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE, memory_bytes // HOST_PART)
         piece_bytes = max(1 << 16, most)
@@ -112,8 +112,12 @@ class CudaBackend:
         self._signer.release()
         try:
             with self._device.range("match"):
-                return sort_band(self._uploader, keys, documents)
+                if self._ranked is None or self._ranked[0] is not documents:
+                    self._ranked = None
+                    self._ranked = documents, self._ring.sent(documents)
+                return sort_band(self._ring, keys, self._ranked[1])
         except DeviceMemoryError:
+            self._ranked = None
             return self._host.band(keys, documents, memory_bytes=memory_bytes)
 
     def buckets(
@@ -134,12 +138,10 @@ class CudaBackend:
             memory_bytes=memory_bytes,
             directory=directory,
         )
-        device, stream, window = self._device, self._stream, self._params.bucket_window
+        self._ranked, window = None, self._params.bucket_window
         try:
-            with device.range("match"):
-                return DeviceBuckets(
-                    device, stream, bands, count, scopes, across, fixed=fixed, window=window, host=host
-                )
+            with self._device.range("match"):
+                return DeviceBuckets(self._ring, bands, count, scopes, across, fixed=fixed, window=window, host=host)
         except DeviceMemoryError:
             return host()
 
@@ -148,7 +150,7 @@ class CudaBackend:
         if self._params.clustering == "components":
             return host
         try:
-            return DeviceSets(self._uploader, host, count, workers=self.workers)
+            return DeviceSets(self._ring, host, count, workers=self.workers)
         except DeviceMemoryError:
             return host
 
@@ -159,7 +161,7 @@ class CudaBackend:
             try:
                 with self._device.range("lanes"):
                     return DeviceLanes(
-                        *(self._uploader, lanes, numbers, self._params.num_perm),
+                        *(self._ring, lanes, numbers, self._params.num_perm),
                         memory_bytes=memory_bytes,
                         directory=directory,
                         workers=self.workers,
@@ -185,7 +187,7 @@ class CudaBackend:
                 with self._device.range("verify"):
                     compare = self._compare(threshold_ppm, sets, lanes, documents)
                     if compare is not None:
-                        return Keepers(self._device, self._stream, buckets, compare, leader).run()
+                        return Keepers(self._ring, buckets, compare, leader).run()
             except DeviceMemoryError:
                 pass
         return self._host.verify(
@@ -220,7 +222,7 @@ class CudaBackend:
             return CompareNothing()
         if not isinstance(lanes, DeviceLanes):
             return None
-        return CompareLanes(lanes, self._uploader.sent(documents), threshold_ppm)
+        return CompareLanes(lanes, self._ring.sent(documents), threshold_ppm)
 
 
 def try_out(device: Device) -> None:

@@ -10,9 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from gpudedup.backends.base import U32, LaneGroups
-from gpudedup.backends.cuda import upload
-from gpudedup.backends.cuda.device import DeviceArray, fetched
-from gpudedup.backends.cuda.upload import Uploader
+from gpudedup.backends.cuda.device import DeviceArray
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.backends.lanes import chosen_rows, lanes_room
 
 GROUP = 8
@@ -44,7 +43,7 @@ class DeviceLanes:
 
     def __init__(
         self,
-        uploader: Uploader,
+        ring: Ring,
         lanes: Iterable[LaneGroups],
         numbers: U32,
         num_perm: int,
@@ -54,11 +53,11 @@ class DeviceLanes:
         workers: int,
     ) -> None:
         """memory_bytes, directory: for `on_host`."""
-        self._uploader, self._memory_bytes, self._directory = uploader, memory_bytes, directory
+        self._ring, self._memory_bytes, self._directory = ring, memory_bytes, directory
         self.count, self.num_perm = len(numbers), num_perm
-        most = max(1, upload.SEGMENT_BYTES // (4 * num_perm))
-        self.values = uploader.device.alloc(self.count * num_perm, np.uint32)
-        uploader.reserve(-(-self.count // most))
+        most = max(1, ring.segment_bytes // (4 * num_perm))
+        self.values = ring.device.alloc(self.count * num_perm, np.uint32)
+        ring.reserve(-(-self.count // most))
         done = 0
         with ThreadPoolExecutor(workers) as threads:
             for pieces in _loads(chosen_rows(lanes, numbers), most, min(PIECE, -(-most // workers))):
@@ -71,7 +70,7 @@ class DeviceLanes:
         """What `gather_lanes` would have made. Raises OSError without room."""
         found = lanes_room(self.count, self.num_perm, memory_bytes=self._memory_bytes, tmp=self._directory)
         for lane in range(0, self.num_perm, GROUP):
-            group = fetched(self._uploader.device, self._group(self.values, self.count, lane), self._uploader.stream)
+            group = self._ring.fetched(self._group(self.values, self.count, lane))
             found[: self.count, lane : lane + GROUP] = group.reshape(self.count, self._width(lane))
         return found
 
@@ -85,7 +84,7 @@ class DeviceLanes:
     def _send(self, pieces: list[_Piece], done: int, threads: ThreadPoolExecutor) -> int:
         """Documents from place ``done`` on, through one segment; their number."""
         count = pieces[-1].first + len(pieces[-1].rows)
-        segment = self._uploader.segment().view(np.uint32)
+        segment = self._ring.segment().view(np.uint32)
 
         def fill(piece: _Piece) -> None:
             """By `take`, which runs beside other threads; group[rows] does not, and takes three times as long."""
@@ -109,7 +108,7 @@ class DeviceLanes:
         list(threads.map(fill, pieces))
         for lane in range(0, self.num_perm, GROUP):
             part, whole = self._group(segment, count, lane), self._group(self.values, self.count, lane)
-            self._uploader.device.upload(part, whole[done * self._width(lane) :], self._uploader.stream)
+            self._ring.device.upload(part, whole[done * self._width(lane) :], self._ring.stream)
         return count
 
 

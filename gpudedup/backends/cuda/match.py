@@ -9,8 +9,8 @@ import numpy as np
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U32, U64, Band
-from gpudedup.backends.cuda.device import Device, DeviceArray, HostArray, Scalar, Stream, fetched, filled, sent
-from gpudedup.backends.cuda.upload import Uploader
+from gpudedup.backends.cuda.device import Device, DeviceArray, Scalar, Stream, fetched, filled
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.errors import DeviceMemoryError
 
 LISTED_BLOCK = 1 << 16
@@ -26,19 +26,19 @@ class Candidates:
     count: int
 
 
-def sort_band(uploader: Uploader, keys: U64, documents: U32) -> Band:
+def sort_band(ring: Ring, keys: U64, documents: DeviceArray) -> Band:
     """The buckets of one band; keys[document] is the key of each of ``documents``, which are given by rank.
 
     Takes about 60 bytes a document. Raises DeviceMemoryError if that does not fit.
     """
-    count = len(documents)
+    count = documents.size
     if count == 0:
         return Band(np.zeros(0, np.uint32), np.zeros(0, np.uint32))
-    device, stream = uploader.device, uploader.stream
-    every, places = uploader.sent(keys), uploader.sent(documents)
+    device, stream = ring.device, ring.stream
+    every = ring.sent(keys)
     ranked = device.alloc(count, np.uint64)
     order, shared, heads = (device.alloc(count, np.uint32) for _ in range(3))
-    device.for_each("gather_keys", count, [every, places, ranked], stream)
+    device.for_each("gather_keys", count, [every, documents, ranked], stream)
     device.argsort(ranked, order, stream)
     device.for_each("mark_shared", count, [ranked, order, shared, heads], stream)
     slots_before, slot_count = _scanned(device, shared, stream)
@@ -46,7 +46,7 @@ def sort_band(uploader: Uploader, keys: U64, documents: U32) -> Band:
     members, first_slot = device.alloc(slot_count, np.uint32), device.alloc(bucket_count + 1, np.uint32)
     args: list[DeviceArray | Scalar] = [order, shared, heads, slots_before, buckets_before, members, first_slot]
     device.for_each("place_members", count, args, stream)
-    return Band(fetched(device, members, stream), np.diff(fetched(device, first_slot, stream)))
+    return Band(ring.fetched(members), np.diff(ring.fetched(first_slot)))
 
 
 class DeviceBuckets:
@@ -58,8 +58,7 @@ class DeviceBuckets:
 
     def __init__(
         self,
-        device: Device,
-        stream: Stream,
+        ring: Ring,
         bands: Sequence[Band],
         count: int,
         scopes: I32 | None,
@@ -71,20 +70,22 @@ class DeviceBuckets:
     ) -> None:
         self.count, self.fixed, self.on_host = count, fixed, host
         self._bands = len(bands)
-        self._device, self._stream, self._window = device, stream, window
+        device, stream = ring.device, ring.stream
+        self._ring, self._device, self._stream, self._window = ring, device, stream, window
         self._scopes, self._across = self._column(scopes), self._column(across)
         self._slots = filled(device, len(bands) * count, np.uint32, 0xFF, stream)  # NO_SLOT
         slots = np.cumsum([0, *(len(band.members) for band in bands)]).astype(np.uint64)
         buckets = np.cumsum([0, *(len(band.lengths) + 1 for band in bands)]).astype(np.uint64)
-        self._base, self._bucket_base = self._kept(slots), self._kept(buckets)
+        self._base, self._bucket_base = ring.sent(slots), ring.sent(buckets)
         self._members, self._bucket_of = (device.alloc(int(slots[-1]), np.uint32) for _ in range(2))
         self._first_slot = device.alloc(int(buckets[-1]), np.uint32)
         bounded, marks = (filled(device, count, np.uint32, 0, stream) for _ in range(2))
         self.bounded_buckets, self.longest = 0, min(count, 1)  # documents without company have a bucket each
+        room = np.empty(max((len(band.members) for band in bands), default=0), np.uint32)
         for number, band in enumerate(bands):
-            self._take(number, band, int(slots[number]), int(buckets[number]), bounded, marks)
+            self._take(number, band, room, int(slots[number]), int(buckets[number]), bounded, marks)
         self.bounded_documents = _scanned(device, bounded, stream)[1] if self.bounded_buckets else 0
-        self._shared = np.flatnonzero(fetched(device, marks, stream)).astype(np.uint32)
+        self._shared = np.flatnonzero(ring.fetched(marks)).astype(np.uint32)
 
     def shared(self) -> U32:
         """The documents that share a bucket with another, not counting buckets of documents of earlier runs alone."""
@@ -104,8 +105,8 @@ class DeviceBuckets:
             try:
                 none_removed = filled(self._device, self.count, np.uint32, 0, self._stream)
                 found = self.block(low, high, none_removed)
-                begins: I64 = fetched(self._device, found.begins, self._stream).astype(np.int64)
-                better = fetched(self._device, found.better[: found.count], self._stream)
+                begins: I64 = self._ring.fetched(found.begins).astype(np.int64)
+                better = self._ring.fetched(found.better[: found.count])
             except DeviceMemoryError:
                 if size == 1:
                     return self.on_host().candidates(first, last)
@@ -153,19 +154,20 @@ class DeviceBuckets:
         return Candidates(begins, better, count)
 
     def _take(
-        self, number: int, band: Band, base: int, bucket_base: int, bounded: DeviceArray, marks: DeviceArray
+        self, number: int, band: Band, room: U32, base: int, bucket_base: int, bounded: DeviceArray, marks: DeviceArray
     ) -> None:
-        """Checks one band and brings it to its place on the device."""
+        """Checks one band and brings it to its place on the device. room: for its members, on the host."""
         device, stream, most = self._device, self._stream, 2 * self._window + 1
-        members, lengths = band.members.copy(), band.lengths.copy()  # what is checked: a file may change at any time
+        members, lengths = room[: len(band.members)], band.lengths.copy()
+        _cpu.copy_values(members, band.members, workers=self._ring.workers)  # a file may change once it was checked
         _cpu.check_band(members, lengths, self.count)
         first = np.zeros(len(lengths) + 1, np.uint32)
         np.cumsum(lengths, out=first[1:])
         slots = self._slots[number * self.count : (number + 1) * self.count]
         placed, bucket_of = (array[base : base + len(members)] for array in (self._members, self._bucket_of))
         first_slot = self._first_slot[bucket_base : bucket_base + len(first)]
-        device.upload(members, placed, stream)
-        device.upload(first, first_slot, stream)
+        self._ring.upload(members, placed)
+        self._ring.upload(first, first_slot)
         device.for_each("place_slots", len(members), [placed, first_slot, bucket_of, slots], stream)
         longest = int(lengths.max(initial=0))
         self.longest = max(self.longest, longest)
@@ -174,16 +176,9 @@ class DeviceBuckets:
         if longest > most:
             device.for_each("mark_bounded", len(members), [*where, np.uint32(most), bounded], stream)
         device.for_each("mark_shared_members", len(members), [*where, np.uint32(self.fixed), marks], stream)
-        stream.synchronize()  # before the copies are given back
 
     def _column(self, values: I32 | None) -> DeviceArray:
-        return self._kept(np.zeros(1, np.int32) if values is None else np.ascontiguousarray(values, np.int32))
-
-    def _kept(self, values: HostArray) -> DeviceArray:
-        """A copy on the device; the values may go."""
-        array = sent(self._device, values, self._stream)
-        self._stream.synchronize()
-        return array
+        return self._ring.sent(np.zeros(1, np.int32) if values is None else np.ascontiguousarray(values, np.int32))
 
 
 def _scanned(device: Device, values: DeviceArray, stream: Stream) -> tuple[DeviceArray, int]:

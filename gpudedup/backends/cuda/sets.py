@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, U64
-from gpudedup.backends.cuda.device import Arrays, DeviceArray, Event, HostArray, Scalar, fetched, filled
-from gpudedup.backends.cuda.upload import Uploader
+from gpudedup.backends.cuda.device import Arrays, DeviceArray, Event, HostArray, Scalar, filled
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.errors import DeviceMemoryError
 
 THREADS = 256
@@ -36,9 +36,9 @@ class DeviceSets:
     What the kernels work in is kept for the next batch, since all run in one stream.
     """
 
-    def __init__(self, uploader: Uploader, host: _cpu.SetStore, count: int, *, workers: int) -> None:
-        device, stream = uploader.device, uploader.stream
-        self._uploader, self._device, self._stream, self._workers = uploader, device, stream, workers
+    def __init__(self, ring: Ring, host: _cpu.SetStore, count: int, *, workers: int) -> None:
+        device, stream = ring.device, ring.stream
+        self._ring, self._device, self._stream, self._workers = ring, device, stream, workers
         self._host = host
         self._full = False
         self._blocks: list[_Block] = []
@@ -91,10 +91,10 @@ class DeviceSets:
         """All sets in the host's store; the device's copies are given up."""
         self._full = True
         self.trim()
-        all_sizes = fetched(self._device, self.size, self._stream) if self._blocks else np.zeros(0, np.uint32)
+        all_sizes = self._ring.fetched(self.size) if self._blocks else np.zeros(0, np.uint32)
         while self._blocks:
             block = self._blocks.pop()
-            values, sizes = fetched(self._device, block.values, self._stream), all_sizes[block.documents]
+            values, sizes = self._ring.fetched(block.values), all_sizes[block.documents]
             offsets = np.empty(2 * len(sizes) + 1, np.int64)  # each set, then the gap after it
             offsets[0::2] = block.offsets
             offsets[1::2] = block.offsets[:-1] + sizes
@@ -144,7 +144,7 @@ class DeviceSets:
                 if isinstance(values, DeviceArray):
                     self._device.copy(values, place, self._stream)
                 else:
-                    self._uploader.upload(values, place)
+                    self._ring.upload(values, place)
             first += part.size
         return target
 
@@ -154,5 +154,5 @@ class DeviceSets:
 
     def _sent(self, name: str, values: HostArray) -> DeviceArray:
         target = self._working(name, len(values), values.dtype)
-        self._uploader.upload(values, target)
+        self._ring.upload(values, target)
         return target

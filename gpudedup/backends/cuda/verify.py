@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from gpudedup.backends.base import NO_KEEPER, U32, U64
-from gpudedup.backends.cuda.device import Device, DeviceArray, Scalar, Stream, fetched, filled, sent
+from gpudedup.backends.cuda.device import DeviceArray, Scalar, fetched, filled
 from gpudedup.backends.cuda.lanes import DeviceLanes
 from gpudedup.backends.cuda.match import Candidates, DeviceBuckets
+from gpudedup.backends.cuda.ring import Ring
 from gpudedup.backends.cuda.sets import DeviceSets
 from gpudedup.errors import DeviceError, DeviceMemoryError
 
@@ -92,23 +93,20 @@ class Keepers:
     """Decides all documents of ``buckets`` (csrc/cuda/decide.cu). leader[i]: the best-ranked of i's content, with
     `across`."""
 
-    def __init__(
-        self, device: Device, stream: Stream, buckets: DeviceBuckets, compare: Compare, leader: U32 | None
-    ) -> None:
-        self._device, self._stream, self._buckets, self._compare = device, stream, buckets, compare
+    def __init__(self, ring: Ring, buckets: DeviceBuckets, compare: Compare, leader: U32 | None) -> None:
+        device, stream = ring.device, ring.stream
+        self._ring, self._device, self._stream, self._buckets, self._compare = ring, device, stream, buckets, compare
         count = max(1, buckets.count)
         self._state, self._keeper = (filled(device, count, np.uint32, byte, stream) for byte in (0, 0xFF))
         self._part, self._whole = (filled(device, count, np.uint64, 0, stream) for _ in range(2))
         self._compared = filled(device, 1, np.uint64, 0, stream)
         self._kept_equal = filled(device, count, np.uint32, 0xFF, stream)
         self._has_equals = np.uint32(leader is not None)
-        previous = np.full(count, NO_KEEPER, np.uint32) if leader is None else previous_of_equal(leader)
-        self._previous_equal = sent(device, previous, stream)
-        fixed = np.full(buckets.fixed, KEPT, np.uint32)
-        device.upload(fixed, self._state, stream)
-        equal = kept_equal_of(leader[: buckets.fixed]) if leader is not None else fixed[:0]
-        device.upload(equal, self._kept_equal, stream)
-        stream.synchronize()
+        self._previous_equal = filled(device, count, np.uint32, 0xFF, stream)  # NO_KEEPER
+        ring.upload(np.full(buckets.fixed, KEPT, np.uint32), self._state)
+        if leader is not None:
+            ring.upload(previous_of_equal(leader), self._previous_equal)
+            ring.upload(kept_equal_of(leader[: buckets.fixed]), self._kept_equal)
 
     def run(self) -> DeviceDecision:
         low, size, most = self._buckets.fixed, FIRST_BLOCK, min(LARGEST_BLOCK, self._buckets.largest_block)
@@ -125,8 +123,7 @@ class Keepers:
             low, size = high, 2 * size
         count = self._buckets.count
         keeper, part, whole, compared = (
-            fetched(self._device, array, self._stream)
-            for array in (self._keeper, self._part, self._whole, self._compared)
+            self._ring.fetched(array) for array in (self._keeper, self._part, self._whole, self._compared)
         )
         return DeviceDecision(keeper[:count], part[:count], whole[:count], int(compared[0]))
 

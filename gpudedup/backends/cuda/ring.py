@@ -1,26 +1,38 @@
-"""Copies to a device from any memory, without waiting for the device in steady state."""
+"""Copies between a device and any memory, at the rate of pinned memory."""
 
 from __future__ import annotations
+
+from collections import deque
 
 import numpy as np
 
 from gpudedup import _cpu
-from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Stream
+from gpudedup.backends.cuda.device import Device, DeviceArray, Event, HostArray, Stream, fetched
+from gpudedup.errors import DeviceMemoryError
 
 SEGMENT_BYTES, SEGMENTS = 1 << 24, 4
 """Of pinned memory. Copies of up to three segments lie ahead of the device."""
 
 
-class Uploader:
-    """Copies through a ring of pinned segments, taken as they are needed, so the driver copies straight from where the
-    values lie, and these may change as soon as `upload` returns. All copies go into one stream."""
+FEW = 16
+"""Of a segment, a part this small comes down without one."""
+
+
+class Ring:
+    """Copies through a ring of pinned segments, taken as they are needed: the driver copies straight between them and
+    the device, and threads between them and where values lie, which may change as soon as `upload` returns. All copies
+    go into one stream."""
 
     def __init__(self, device: Device, stream: Stream, *, workers: int) -> None:
-        self.device, self.stream, self._workers = device, stream, workers
+        self.device, self.stream, self.workers = device, stream, workers
         self._segments: list[HostArray] = []
         self._left: list[Event | None] = [None] * SEGMENTS  # when the copies of a segment were done
         self._current = -1
         self._used = SEGMENT_BYTES  # of the current one
+
+    @property
+    def segment_bytes(self) -> int:
+        return SEGMENT_BYTES
 
     def upload(self, values: HostArray, target: DeviceArray) -> None:
         """Waits only where the ring is full, for its oldest copies. Equal dtypes; values may be fewer. Raises
@@ -32,7 +44,7 @@ class Uploader:
                 self._turn()
             size = min(SEGMENT_BYTES - self._used, len(source) - done)
             part = self._segments[self._current][self._used : self._used + size]
-            _cpu.copy_values(part, source[done : done + size], workers=self._workers)
+            _cpu.copy_values(part, source[done : done + size], workers=self.workers)
             self.device.upload(part, there[done : done + size], self.stream)
             done += size
             self._used += size
@@ -42,6 +54,38 @@ class Uploader:
         array = self.device.alloc(len(values), values.dtype)
         self.upload(values, array)
         return array
+
+    def fetched(self, array: DeviceArray) -> HostArray:
+        """A copy on the host. Waits for the stream; while a segment is copied out of, the next ones come down. Without
+        pinned memory the driver goes through its own."""
+        if array.nbytes <= SEGMENT_BYTES // FEW or not self._has_room():
+            return fetched(self.device, array, self.stream)
+        values = np.empty(array.size, array.dtype)
+        source, target = array.view(np.uint8), values.view(np.uint8)
+        coming: deque[tuple[int, HostArray, Event]] = deque()
+
+        def take() -> None:
+            first, part, done = coming.popleft()
+            done.synchronize()
+            _cpu.copy_values(target[first : first + len(part)], part, workers=self.workers)
+
+        for first in range(0, array.nbytes, SEGMENT_BYTES):
+            if len(coming) == SEGMENTS - 1:
+                take()
+            part = self.segment()[: array.nbytes - first]
+            self.device.download(source[first : first + len(part)], part, self.stream)
+            coming.append((first, part, self.stream.record()))
+        while coming:
+            take()
+        return values
+
+    def _has_room(self) -> bool:
+        """Whether all segments are there, or can be."""
+        try:
+            self.reserve(SEGMENTS)
+        except DeviceMemoryError:
+            return False
+        return True
 
     def reserve(self, segments: int) -> None:
         """Take the pinned memory for as many calls of `segment`. Raises DeviceMemoryError."""
