@@ -462,7 +462,7 @@ def test_text_of_a_corpus_is_counted(tmp_path: Path) -> None:
 
 
 def timed(*seconds: float, **fields: Any) -> Record:
-    own: dict[str, Any] = {"suite": "signatures", "case": "english", "device": "cpu (avx2)", "seed": 1}
+    own: dict[str, Any] = {"suite": "signatures", "case": "english", "device": "cpu (avx2)", "seed": 1, "load": 0.1}
     spread = Spread.of(seconds)
     return new_record(**{**own, "seconds": spread, "repeats": len(seconds), **fields})
 

@@ -380,16 +380,17 @@ def test_an_error_while_several_tasks_wait_to_be_committed(tmp_path: Path, monke
     """Nothing stays under a temporary name."""
     source, out = split(DOCUMENTS, tmp_path / "in", "jsonl"), tmp_path / "out"
     replace, commit = DurableRun.replace, _Writer.commit
-    begun, committed = threading.Semaphore(0), []
+    begun, committed, failed = threading.Semaphore(0), [], threading.Event()
 
     def counted(run: DurableRun, stage: str, task: int) -> None:
         replace(run, stage, task)
         begun.release()
 
     def failing(task: _Writer) -> None:
-        for _ in range(3 if not committed else 1):
+        for _ in range(3 if not committed else not failed.is_set()):
             assert begun.acquire(timeout=30)
         if committed:
+            failed.set()
             raise RuntimeError("nobody expects this")
         commit(task)
         committed.append(task)
