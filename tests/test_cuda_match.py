@@ -16,6 +16,7 @@ from emulated_device import EmulatedDevice, EmulatedStream, Faults
 
 from gpudedup import _cpu
 from gpudedup.backends.base import Band
+from gpudedup.backends.cuda import device as memory
 from gpudedup.backends.cuda import ring as pinned
 from gpudedup.backends.cuda import verify as rounds
 from gpudedup.backends.cuda.backend import CudaBackend
@@ -31,6 +32,12 @@ from gpudedup.params import Params
 pytest.importorskip("numba", reason="the emulated device runs loop bodies by Numba")
 ORDERS = ("forward", "reverse", "random")
 NONE = 2**32 - 1
+
+
+@pytest.fixture(autouse=True)
+def _guards_around_each_array(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No blocks, but an allocation for each array of those that would lie in them."""
+    monkeypatch.setattr(memory, "BLOCK_PART", 1 << 60)
 
 
 def random_keys(count: int, bands: int, variety: int, seed: int) -> np.ndarray:
@@ -415,8 +422,34 @@ def test_buckets_go_up_without_a_wait_for_each_band() -> None:
     assert waits == [1, 1]  # for those that share a bucket
 
 
-def test_adding_sets_waits_for_nothing(tmp_path: Path) -> None:
-    """In steady state: no pinned memory is taken, and on the device only what stays there."""
+def test_arrays_of_blocks_lie_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 1 KiB, of which 4 KiB of the device's 8 are not to be taken."""
+    monkeypatch.setattr(memory, "BLOCK_PART", 8)
+    device, waits = EmulatedDevice(memory_bytes=8192), []
+    blocks = memory.Blocks(device, 4096, lambda: waits.append(device.used_bytes))
+    arrays = [blocks.alloc(size, np.uint32) for size in (64, 1, 0, 65)]
+    assert [array.size for array in arrays] == [64, 1, 0, 65]
+    assert [array.address - arrays[0].address for array in arrays[:3]] == [0, 256, 512]
+    assert (device.counters.allocations, device.used_bytes) == (2, 2048)  # 65 values had no room in the first
+    arrays.append(blocks.alloc(512, np.uint32))
+    assert (device.counters.allocations, device.used_bytes, waits) == (3, 4096, [])
+    with pytest.raises(DeviceMemoryError, match="less than 4096 bytes"):
+        blocks.alloc(1, np.uint32)
+    assert waits == [4096]
+    del arrays[:3]
+    assert device.used_bytes == 3072  # the first block went with its last array
+    arrays.clear()
+    assert device.used_bytes == 2048  # the newest is there for the next
+    blocks.clear()
+    assert device.used_bytes == 0
+
+
+@pytest.mark.parametrize(("part", "allocations"), [(1 << 60, 10), (128, 0)])
+def test_adding_sets_waits_for_nothing(
+    part: int, allocations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steady state: no pinned memory is taken, and on the device only what stays there, block by block."""
+    monkeypatch.setattr(memory, "BLOCK_PART", part)
     device = EmulatedDevice()
     host = _cpu.SetStore(count=60, memory_bytes=0, directory=str(tmp_path))
     store = DeviceSets(Ring(device, device.stream(), workers=1), host, 60, workers=1)
@@ -435,7 +468,8 @@ def test_adding_sets_waits_for_nothing(tmp_path: Path) -> None:
     before = asked()
     for batch in range(3, 13):
         add(batch)
-    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 0, 40, 40, 10]
+    asked_since = [after - was for after, was in zip(asked(), before, strict=True)]
+    assert asked_since == [allocations, 0, 0, 40, 40, 10]
     store.trim()
     assert store.on_host() is host
     for batch in (0, 3, 12):

@@ -15,6 +15,7 @@ from emulated_device import EmulatedDevice
 from gpudedup import _cpu
 from gpudedup.backends.base import SetStore, Shingles, ToSign
 from gpudedup.backends.cuda import backend as cuda
+from gpudedup.backends.cuda import device as memory
 from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray
 from gpudedup.backends.cuda.sets import DeviceSets
@@ -77,8 +78,13 @@ def test_hashes_cross_the_bus_in_neither_direction(tmp_path: Path) -> None:
     device.check()
 
 
-def test_in_steady_state_a_piece_takes_its_own_memory_and_no_wait_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of three batches. How much is free is asked once."""
+@pytest.mark.parametrize(("part", "blocks"), [(1 << 60, 10), (128, 0)])
+def test_in_steady_state_a_piece_takes_its_own_memory_and_no_wait_more(
+    part: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of three batches, whose hashes are a block each, or in one from the first to the last. For each block it
+    is asked how much is free."""
+    monkeypatch.setattr(memory, "BLOCK_PART", part)
     monkeypatch.setattr(cuda, "PIECE_BYTES", 0)  # the least: 64 KiB
     device = EmulatedDevice()
     backend = CudaBackend(PARAMS, device, "as asked")
@@ -95,10 +101,11 @@ def test_in_steady_state_a_piece_takes_its_own_memory_and_no_wait_more(monkeypat
 
     before, used = asked(), device.used_bytes
     held += backend.sign([wanted] * 30)
-    assert [after - was for after, was in zip(asked(), before, strict=True)] == [10, 0, 1, 10 + 4]
+    assert [after - was for after, was in zip(asked(), before, strict=True)] == [blocks, 0, blocks, 10 + 4]
     size = 3 * 4 * len(expected_hashes(texts))
-    assert device.used_bytes - used == 10 * -(-size // 512) * 512
+    assert device.used_bytes - used == blocks * -(-size // 512) * 512
     held.clear()
+    backend._signer.release()
     assert device.used_bytes < used  # and gives it back
 
 

@@ -206,7 +206,7 @@ class CudaBackend:
         return self._host.undecided(_buckets_on_host(buckets), prior)
 
     def stream(self, *, memory_bytes: int, directory: str) -> Stream:
-        self._signer.left_bytes = None  # its sets are the CPU's
+        self._signer.keep_no_shingles()  # its sets are the CPU's
         return self._host.stream(memory_bytes=memory_bytes, directory=directory)
 
     def _compare(

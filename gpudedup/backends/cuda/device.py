@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from gpudedup.errors import DeviceMemoryError
+
 Scalar = np.generic
 HostArray = npt.NDArray[Any]
 
@@ -179,3 +181,43 @@ class Arrays(Generic[Array]):
 
     def clear(self) -> None:
         self._arrays.clear()
+
+
+BLOCK_PART = 128
+"""A block is this part of a device's memory, 1.1 GB of an H200's: CUDA may order all streams around an allocation
+(programming guide, implicit synchronization), so there are a hundred of them and not one for each batch."""
+
+ALIGNMENT = 256
+"""Of an array in a block."""
+
+
+class Blocks:
+    """Memory for arrays that stay, one after another in blocks, as long as these leave ``left_bytes`` of the device.
+
+    A block is given back with its last array; the newest is held until `clear`. ``quiet`` waits for work that may hold
+    more than what is used: it is called before there is no room."""
+
+    def __init__(self, device: Device, left_bytes: int, quiet: Callable[[], None] = lambda: None) -> None:
+        self._device, self._left_bytes, self._quiet = device, left_bytes, quiet
+        self._rest: DeviceArray | None = None  # of the newest
+
+    def alloc(self, size: int, dtype: npt.DTypeLike) -> DeviceArray:
+        """As `Device.alloc`, of which it is one in many calls. Raises DeviceMemoryError."""
+        kind = np.dtype(dtype)
+        nbytes = max(1, -(-size * kind.itemsize // ALIGNMENT)) * ALIGNMENT
+        rest = self._rest
+        if rest is None or rest.size < nbytes:
+            rest = self._block(max(nbytes, self._device.memory_bytes // BLOCK_PART))
+        self._rest = rest[nbytes:]
+        return rest.view(kind)[:size]
+
+    def clear(self) -> None:
+        """Hand out nothing more of the newest block."""
+        self._rest = None
+
+    def _block(self, nbytes: int) -> DeviceArray:
+        if self._device.free_bytes() < self._left_bytes + nbytes:
+            self._quiet()
+            if self._device.free_bytes() < self._left_bytes + nbytes:
+                raise DeviceMemoryError(f"{self._device.name} would have less than {self._left_bytes} bytes left")
+        return self._device.alloc(nbytes, np.uint8)

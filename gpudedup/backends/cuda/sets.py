@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I64, U32, U64
-from gpudedup.backends.cuda.device import Arrays, DeviceArray, Event, HostArray, Scalar, filled
+from gpudedup.backends.cuda.device import Arrays, Blocks, DeviceArray, Event, HostArray, Scalar, filled
 from gpudedup.backends.cuda.ring import Ring
 from gpudedup.errors import DeviceMemoryError
 
@@ -44,6 +44,8 @@ class DeviceSets:
         self._blocks: list[_Block] = []
         self._present = np.zeros(count, bool)
         self._work: Arrays[DeviceArray] = Arrays(device.alloc, stream.synchronize)
+        # Hashes that were made to sets may be held by nothing but what is queued.
+        self._values = Blocks(device, device.memory_bytes // RESERVE_PART, stream.synchronize)
         self.address = filled(device, max(1, count), np.uint64, 0, stream)
         self.size = filled(device, max(1, count), np.uint32, 0, stream)
 
@@ -91,6 +93,7 @@ class DeviceSets:
         """All sets in the host's store; the device's copies are given up."""
         self._full = True
         self.trim()
+        self._values.clear()
         all_sizes = self._ring.fetched(self.size) if self._blocks else np.zeros(0, np.uint32)
         while self._blocks:
             block = self._blocks.pop()
@@ -104,11 +107,6 @@ class DeviceSets:
 
     def _add(self, numbers: U32, rows: U32, parts: Sequence[U32 | DeviceArray], offsets: I64) -> None:
         device, stream, count = self._device, self._stream, len(numbers)
-        reserve = device.memory_bytes // RESERVE_PART
-        if device.free_bytes() < reserve:
-            stream.synchronize()  # hashes that were made to sets are only held by what is queued
-        if device.free_bytes() < reserve:
-            raise DeviceMemoryError(f"{device.name} has no room left for shingle sets")
         first = offsets[rows].astype(np.uint64)
         ends = np.concatenate(([0], np.cumsum(offsets[rows + 1] - offsets[rows]))).astype(np.uint64)
         total = int(ends[-1])
@@ -117,7 +115,7 @@ class DeviceSets:
         on_device = self._joined("hashes", parts, low, high)
         first_place, places = self._sent("first", first - np.uint64(low)), self._sent("places", ends)
         documents = self._sent("documents", numbers)
-        values = device.alloc(total, np.uint32)
+        values = self._values.alloc(total, np.uint32)
         keys = self._working("keys", total, np.uint64)
         distinct, before = self._working("distinct", total, np.uint32), self._working("before", total + 1, np.uint64)
         blocks, size = -(-total // THREADS), np.uint64(total)

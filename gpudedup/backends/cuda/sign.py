@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gpudedup import _cpu
 from gpudedup.backends.base import I32, I64, U8, U32, U64, HostShingles, Shingles, SignedBatch
-from gpudedup.backends.cuda.device import Arrays, Device, DeviceArray, Event, HostArray, Scalar, sent
+from gpudedup.backends.cuda.device import Arrays, Blocks, Device, DeviceArray, Event, HostArray, Scalar, sent
 from gpudedup.backends.cuda.shingles import DeviceShingles
 from gpudedup.errors import DeviceMemoryError
 from gpudedup.params import Params, parse_shingle
@@ -174,8 +174,7 @@ class Signer:
         slots take up to 19 times as much for words, 29 times for characters and 8 times for tokens; more where text
         folds to more units or bytes. ``workers`` threads copy the values to pinned memory. Shingle hashes stay on the
         device as long as they leave ``left_bytes`` of it free; None: they come to the host."""
-        self.left_bytes = left_bytes
-        self._room = 0  # of that, when last asked for, less what was taken since
+        self._kept = None if left_bytes is None else Blocks(device, left_bytes)
         self._device, self._workers = device, workers
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
@@ -222,7 +221,6 @@ class Signer:
         flight: deque[_Piece] = deque()
         slots = deque(self._slots)  # those of the pieces in flight come last
         alone = False  # the next piece has the device to itself
-        self._room = 0
         try:
             while True:
                 if (todo or self._draw(source, todo)) and not flight:
@@ -258,11 +256,17 @@ class Signer:
         finally:
             self._synchronize()  # whatever ends this, the memory of pieces is free to be used again
 
+    def keep_no_shingles(self) -> None:
+        """From here on shingle hashes come to the host."""
+        self._kept = None
+
     def release(self) -> None:
         """Give all memory of pieces back, if there is any. The next ones take it anew."""
         if not self._holding:
             return
         self._synchronize()
+        if self._kept is not None:
+            self._kept.clear()
         for slot in self._slots:
             slot.host.clear()
             slot.device.clear()
@@ -537,17 +541,12 @@ class Signer:
         """The shingle hashes of a piece in memory of their own size, if there is room. On an H200 a copy on the device
         should go at half of 4.8 TB/s, one to the host at some 50 GB/s (by arithmetic).
         """
-        if self.left_bytes is None or not packed.size:
-            return None
-        if self._room < packed.nbytes:  # the driver is asked when what it said is used up: that can take a while
-            self._room = self._device.free_bytes() - self.left_bytes
-        if self._room < packed.nbytes:
+        if self._kept is None or not packed.size:
             return None
         try:
-            kept = self._device.alloc(packed.size, np.uint32)
+            kept = self._kept.alloc(packed.size, np.uint32)
         except DeviceMemoryError:
             return None
-        self._room -= packed.nbytes
         self._device.copy(packed, kept, self._fetch)
         self._compute.wait(self._fetch.record())  # the next piece of this slot writes there
         return kept
