@@ -15,7 +15,7 @@ SEGMENT_BYTES, SEGMENTS = 1 << 24, 4
 
 
 FEW = 16
-"""Of a segment, a part this small comes down without one."""
+"""What is at most this part of a segment comes down without one."""
 
 
 class Ring:
