@@ -47,7 +47,11 @@ def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float)
     files = corpus_files("mixed", sizes.job_bytes / 1e6)
     documents, size = text_of(files)
     arrow = pa.table({"text": read_texts(files)})  # from here on the files are in the page cache
-    about = {"text_bytes": size, "documents": documents}
+    about = {
+        "text_bytes": size,
+        "documents": documents,
+        "files_in_memory": cache_directory().is_relative_to("/dev/shm"),
+    }
     wanted, seconds, summary = from_arrow(arrow, "cpu")
     about["removed"] = int(documents - wanted.sum())
     yield job_case("Arrow in memory to mask, cpu", [seconds], None, summary, about)
@@ -174,11 +178,12 @@ def generated(count: int, params: Params) -> Signed:
 def decided(signed: Signed, params: Params, backend: Any) -> tuple[Any, dict[str, float]]:
     """The decision, and seconds by stage."""
     begin = time.perf_counter()
-    matched = match(signed, params, backend, memory_bytes=1 << 30, tmp=str(cache_directory()))
+    memory = default_memory_bytes()
+    matched = match(signed, params, backend, memory_bytes=memory, tmp=str(cache_directory()))
     after_match = time.perf_counter()
     provider: Any = ShingleSets(None, signed, params, backend)  # type: ignore[arg-type]
     verified = verify(
-        provider, matched, params, backend, memory_bytes=1 << 30, tmp=str(cache_directory()), progress=lambda *_: None
+        provider, matched, params, backend, memory_bytes=memory, tmp=str(cache_directory()), progress=lambda *_: None
     )
     after_verify = time.perf_counter()
     found = decide(signed, matched.grouped, verified, params)

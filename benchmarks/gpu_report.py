@@ -193,8 +193,10 @@ def cases_of(result: Result) -> str:
     for case in result["cases"]:
         if "stages" in case:
             stages = ", ".join(f"{stage} {took:.3g} s" for stage, took in case["stages"].items())
-            parts.append(f"- {case['case']}: {stages}\n")
-    return "\n".join(parts)
+            parts.append(f"- {case['case']}: {stages}")
+    if any(case.get("files_in_memory") for case in result["cases"]):
+        parts.append("- the files lay in memory (/dev/shm)")
+    return "\n".join([*parts, ""])
 
 
 def sweeps(result: Result) -> str:

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -97,17 +98,32 @@ def made(mix: str, document_bytes: int, copies: float, size: int) -> pa.Array:
     words = max(1, round(document_bytes / mean))  # of a document
     count = max(1, round(size / (words * mean)))
     originals = max(1, round(count * (1 - copies)))
-    language = np.searchsorted(share[:-1], fraction(noise(SEED, count)), side="right")
+    order = np.argsort(noise(SEED, count), kind="stable")
     drawn = np.empty((count, words), np.int32)
-    for number in range(len(share)):
-        own = np.flatnonzero(language == number)
-        drawn[own] = pool.draw(number, noise(SEED + number + 1, len(own) * words)).reshape(len(own), words)
-    if count > originals:
-        origin = (noise(SEED + 100, count - originals) % np.uint64(originals)).astype(np.int64)
-        fresh = fraction(noise(SEED + 101, len(origin) * words)).reshape(len(origin), words) < CHANGED
-        drawn[originals:] = np.where(fresh, drawn[originals:], drawn[origin])
-    order = np.argsort(noise(SEED + 102, count), kind="stable")
-    return join(pool.pieces, drawn[order].reshape(-1), np.full(count, words))
+    step = max(1, (1 << 20) // words)  # documents that a thread takes at a time
+
+    def draw(first: int) -> None:
+        own = drawn[first : first + step]
+        language = np.searchsorted(share[:-1], fraction(noise(SEED - first, len(own))), side="right")
+        bits = noise(SEED + first, own.size).reshape(own.shape)
+        for number in range(len(share)):
+            of_it = np.flatnonzero(language == number)
+            own[of_it] = pool.draw(number, bits[of_it])
+
+    def copy(first: int) -> None:
+        own = drawn[first : first + step]
+        origin = (noise(SEED - first, len(own)) % np.uint64(originals)).astype(np.int64)
+        fresh = fraction(noise(-SEED - first, own.size)).reshape(own.shape) < CHANGED
+        own[...] = np.where(fresh, own, drawn[origin])
+
+    def text(first: int) -> pa.Array:
+        own = drawn[order[first : first + step]]
+        return join(pool.pieces, own.reshape(-1), np.full(len(own), words))
+
+    with ThreadPoolExecutor(worker_count()) as threads:
+        list(threads.map(draw, range(0, count, step)))
+        list(threads.map(copy, range(originals, count, step)))
+        return pa.concat_arrays(list(threads.map(text, range(0, count, step))))
 
 
 def batches(text: pa.Array, batch_bytes: int) -> list[pa.Array]:

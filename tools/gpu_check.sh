@@ -7,7 +7,8 @@
 # status is the number that failed. A stage that this machine cannot do (no compute-sanitizer, no right to read counters),
 # or that there is no time left for, ends with 77 and counts as none.
 # Figures go to OUT as they are taken, with the log of everything, in at most 8 files; without OUT, to
-# benchmarks/results. They need some 40 GB of TMPDIR and of memory for bars to count.
+# benchmarks/results. For bars to count they take 30 GB of files, in /dev/shm if it has 45, else in TMPDIR, and as much
+# memory beside.
 # GPUDEDUP_NVTEXT names a folder with pylibcudf and what it needs, for figures of libcudf beside ours.
 # GPUDEDUP_CHECK_SECONDS are given to all stages together: 580 unless set.
 # With --rehearse the same runs without a GPU, on the emulated device of the tests and next to no data: its figures mean
@@ -25,7 +26,8 @@ else
   export GPUDEDUP_REQUIRE_GPU=1
 fi
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+corpora=""
+trap 'rm -rf "$work" "$corpora"' EXIT
 if [ $# -gt 0 ]; then
   mkdir -p "$1" || exit
   out=$(cd "$1" && pwd)
@@ -41,7 +43,10 @@ log=$out/log.txt
 export work out results pytest="python3 -P -m pytest -q -rs -p no:cacheprovider"
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-export GPUDEDUP_BENCH_DIR=${GPUDEDUP_BENCH_DIR:-$work/corpora}
+free=$(df --output=avail -k /dev/shm 2>/dev/null | tail -n 1)
+[ "${free:-0}" -lt 45000000 ] || corpora=$(mktemp -d /dev/shm/gpudedup-gpu-check.XXXXXX) # no disk is measured
+corpora=${corpora:-$work/corpora}
+export corpora GPUDEDUP_BENCH_DIR=${GPUDEDUP_BENCH_DIR:-$corpora}
 
 failures=0
 table=""
@@ -117,6 +122,11 @@ build() { # from a copy, so that nothing is left in this folder
   mkdir "$work/source"
   cp -r pyproject.toml setup.py README.md LICENSE gpudedup csrc "$work/source"
   find "$work/source" -name '*.so' -delete
+  if [ -n "$REHEARSE" ]; then # what is rehearsed needs no optimising
+    printf '#!/bin/sh\nexec %s "$@" -O0\n' "${CXX:-g++}" >"$work/compiler"
+    chmod +x "$work/compiler"
+    export CXX=$work/compiler
+  fi
   python3 -m pip install -q --no-index --no-deps --no-build-isolation --no-compile --target "$work/site" "$work/source"
   python3 -P -c 'import gpudedup._cpu; print(gpudedup._cpu.__file__)' | grep -F "$work/site"
 }
@@ -162,7 +172,7 @@ sanitize() { # sanitize TOOL: a test that launches every kernel
 
 measure() { # measure SUITE
   python3 benchmarks/bench_gpu.py "$1" --seconds $((LIMIT - 5)) --results "$results"
-  rm -rf "$work/corpora" # of no use to other stages, and much
+  rm -rf "$corpora"/* # of no use to other stages, and much
 }
 
 bars() {
