@@ -21,6 +21,9 @@ from gpudedup.bench.measure import measure
 from gpudedup.engines.local import Budget
 from gpudedup.params import make_params
 
+# One worker signs once for all tests here.
+pytestmark = pytest.mark.xdist_group("out_of_core")
+
 DOCUMENTS = 200_000
 LARGE = 20_000_000
 WINDOW = 64

@@ -23,6 +23,9 @@ sys.path.insert(0, str(ROOT / "tools"))
 import make_golden  # noqa: E402
 import reference as ref  # noqa: E402
 
+# One worker makes the golden values once.
+pytestmark = pytest.mark.xdist_group("reference")
+
 GOLDEN: dict[str, Any] = json.loads((ROOT / "tests" / "golden" / "spec1.json").read_text(encoding="ascii"))
 CASES = {(case["name"], case["shingle"], case["fold"]): case for case in GOLDEN["texts"]}
 

@@ -35,6 +35,9 @@ import truth  # noqa: E402
 
 import gpudedup  # noqa: E402
 
+# One worker finds the pairs of a set once for all tests here: half of their time.
+pytestmark = pytest.mark.xdist_group("truth")
+
 DATA = Path(__file__).resolve().parent / "data"
 LARGE = os.environ.get("GPUDEDUP_TEST_DATA")
 THRESHOLDS = (0.6, 0.7, 0.8, 0.9)
