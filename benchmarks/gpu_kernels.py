@@ -447,10 +447,23 @@ def verify_exact(target: Target, sizes: Sizes, ceilings: Ceilings) -> Iterator[C
         np.testing.assert_array_equal(ours, theirs)
     times = on_host(max(2, sizes.rounds // 4), work)
     more = {"pairs": pairs, "set_size": size, "pairs_per_second": pairs / statistics.median(times)}
-    pair = reckoned().get("seconds_per_comparison", {}).get("advance_sets")
-    if pair is not None and size == 600:  # that of gpu_model.py
-        more["predicted_seconds"] = pair * pairs
+    known: dict[str, float] = {}
+    if size == 600:  # that of gpu_model.py
+        known = {name: each * pairs for name, each in reckoned().get("seconds_per_comparison", {}).items()}
+        known |= {name: each * sets.size for name, each in reckoned().get("seconds_per_hash", {}).items()}
+    if "advance_sets" in known:
+        more["predicted_seconds"] = known["advance_sets"]
     yield case(f"{label}, cuda", times, floor=pairs * (8 * size + 4) / ceilings.copy, **more)
+    del work
+    timed = Timed(target, occupied(target, sizes))
+    work = walked(sizes, CudaBackend(Params(), timed, "as asked"), sets)  # type: ignore[arg-type]
+    for part in ("making sets and buckets", "comparing"):
+        if part == "comparing":
+            work(0)
+        for name, took in timed.take().items():
+            if name not in ("upload", "download", "all"):
+                more = {"predicted_seconds": known[name]} if name in known else {}
+                yield case(f"{label}, {part}: {name}", [took], **more, queueing_seconds=timed.queued[name])
 
 
 def kernels_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:

@@ -194,6 +194,8 @@ def cases_of(result: Result) -> str:
         if "stages" in case:
             stages = ", ".join(f"{stage} {took:.3g} s" for stage, took in case["stages"].items())
             parts.append(f"- {case['case']}: {stages}")
+        if "as_documented" in case:
+            parts.append(f"- signatures of libcudf {case['version']} that are as documented: {case['as_documented']}")
     if any(case.get("files_in_memory") for case in result["cases"]):
         parts.append("- the files lay in memory (/dev/shm)")
     return "\n".join([*parts, ""])

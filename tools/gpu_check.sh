@@ -109,6 +109,8 @@ if not shutil.which(os.environ.get("CXX", "g++")):
     missing.append("a C++ compiler (g++, or CXX)")
 for tool in ("nvcc", "compute-sanitizer", "ncu"):
     print(tool, "found" if shutil.which(tool) else "not found, not needed")
+brought = os.path.isdir(os.path.join(os.environ.get("GPUDEDUP_NVTEXT") or "nowhere", "pylibcudf"))
+print("pylibcudf", "brought along" if brought else "not brought along, not needed")
 if missing:
     sys.exit("missing: " + ", ".join(missing))
 PYTHON
