@@ -64,7 +64,7 @@ THREADS = {
 }
 CASES = {kind: (kind, Params()) for kind in TEXTS} | {
     "english, 2 kB, char:24, 260 lanes": ("english, 2 kB", Params(shingle="char:24", num_perm=260)),
-    "chinese, 2 kB, char:5": ("chinese, 2 kB", Params(shingle="char:5")),
+    "chinese, 2 kB, char:5, 128 lanes": ("chinese, 2 kB", Params(shingle="char:5")),
 }
 """Of signing: texts and how they are signed."""
 SET_SIZE = 600
@@ -247,8 +247,7 @@ def loads(case: str, size: int) -> tuple[Piece, dict[str, Load]]:
         # One turn of the block that joins blocks is for as many as it has threads.
         is_join = kernel.startswith("join_")
         text = signing.JOIN_THREADS * TEXT_BLOCK if is_join else piece.size
-        bytes_moved = moved[kernel.replace("_chars", "_words")]
-        found[kernel] = Load(sum(each.executed.values()), parts(kernel, each), bytes_moved, text, is_join)
+        found[kernel] = Load(sum(each.executed.values()), parts(kernel, each), moved[kernel], text, is_join)
     return piece, found
 
 

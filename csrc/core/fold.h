@@ -19,6 +19,14 @@ GPUDEDUP_HD uint32_t fold_entry(const FoldTable& table, uint32_t code_point) {
   return table.pages[page << FOLD_PAGE_BITS | (code_point & ((1u << FOLD_PAGE_BITS) - 1))];
 }
 
+GPUDEDUP_HD bool is_hangul_syllable(uint32_t code_point) { return code_point - 0xAC00 < 11172; }
+
+/// The kind of `code_point`, whose entry this is, if it folds to itself; else KIND_SPECIAL or more.
+GPUDEDUP_HD uint32_t kind_of_fixed(const FoldTable& table, uint32_t code_point, uint32_t entry) {
+  const uint32_t kind = entry << (32 - KIND_SHIFT) | entry >> KIND_SHIFT;  // a payload makes it more
+  return table.decompose_hangul && is_hangul_syllable(code_point) ? KIND_SPECIAL : kind;
+}
+
 /// Calls take(kind, folded code point) for each code point that `code_point` folds to.
 template <class Take>
 GPUDEDUP_HD void fold_code_point(const FoldTable& table, uint32_t code_point, Take&& take) {
@@ -32,8 +40,8 @@ GPUDEDUP_HD void fold_code_point(const FoldTable& table, uint32_t code_point, Ta
     }
     return;
   }
-  uint32_t syllable = code_point - 0xAC00;
-  if (table.decompose_hangul && syllable < 11172) {  // Unicode 16.0, section 3.12
+  if (table.decompose_hangul && is_hangul_syllable(code_point)) {  // Unicode 16.0, section 3.12
+    const uint32_t syllable = code_point - 0xAC00;
     take(KIND_JOINER, 0x1100 + syllable / 588);
     take(KIND_JOINER, 0x1161 + syllable % 588 / 28);
     if (syllable % 28) take(KIND_JOINER, 0x11A7 + syllable % 28);

@@ -53,6 +53,7 @@ GPUDEDUP_HD uint32_t carry(uint32_t from, uint32_t through) { return ((from & th
 /// word:n. Separators, singles and borders of documents cut; a gap is a run of that many joiners, and makes a unit for
 /// every 64 of them and for the rest.
 struct Words {
+  static constexpr bool ONE_CODE_POINT = false;  // is every unit
   GPUDEDUP_HD uint32_t merge(uint32_t run, uint32_t next) { return run + next; }
   GPUDEDUP_HD uint32_t gap_units(uint32_t run) { return (run + MAX_RUN - 1) / MAX_RUN; }
   GPUDEDUP_HD uint32_t gap_bytes(uint32_t) { return 0; }
@@ -109,6 +110,7 @@ struct Words {
 /// char:n. Unit characters cut; a gap is the greatest of what stands in it, and makes a blank where that is separators
 /// alone: they stand between two unit characters of one document.
 struct Chars {
+  static constexpr bool ONE_CODE_POINT = true;
   static constexpr uint32_t NOTHING = 0, SEPARATORS = 1, BORDER = 2;
   GPUDEDUP_HD uint32_t merge(uint32_t gap, uint32_t next) { return gap > next ? gap : next; }
   GPUDEDUP_HD uint32_t gap_units(uint32_t gap) { return gap == SEPARATORS; }

@@ -157,15 +157,22 @@ __device__ __forceinline__ void hash_tile(const uint32_t* first, uint32_t docume
   }
   if (unit < warp_end) {
     const uint64_t* own = hashes + hash_slot(unit - begin);
-    const auto window = [&](uint32_t from, uint32_t count) {
-      uint64_t p = 0;
+    const auto window = [&](uint64_t p, uint32_t from, uint32_t to) {
 #pragma unroll 1
-      for (uint32_t i = from; i < from + count; ++i) p = p * MULTIPLIER + own[hash_slot(i)];
+      for (uint32_t i = from; i < to; ++i) p = p * MULTIPLIER + own[hash_slot(i)];
       return p;
     };
+    uint64_t p = 0;
+    uint32_t taken = 0;
+#pragma unroll 1
+    for (; taken + THREAD_UNITS <= n; taken += THREAD_UNITS) {
+#pragma unroll
+      for (uint32_t i = 0; i < THREAD_UNITS; ++i) p = p * MULTIPLIER + own[hash_slot(taken) + i];
+    }
+    p = window(p, taken, n);
     const uint64_t leaving = terms[0], count_term = terms[1];
     uint32_t to = first[document + 1], border = first[document] == unit ? unit : to;
-    uint64_t place = (unit - first[document]) * GOLDEN, p = window(0, n);
+    uint64_t place = (unit - first[document]) * GOLDEN;
 #pragma unroll 1
     for (uint32_t group = 0; group < THREAD_UNITS && unit + group < end; group += 4) {
       const uint64_t* leaves = own + group;
@@ -185,7 +192,7 @@ __device__ __forceinline__ void hash_tile(const uint32_t* first, uint32_t docume
             to = first[document + 1];
           }
           const uint32_t size = to - border;
-          if (size < n) z = window(group + k, size) + size * GOLDEN;
+          if (size < n) z = window(0, group + k, group + k + size) + size * GOLDEN;
           border = to;
         }
         found[k] = static_cast<uint32_t>(mix(z) >> 32);

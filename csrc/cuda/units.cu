@@ -20,10 +20,11 @@ constexpr uint32_t READ_WORDS = READ_BYTES / 4;
 constexpr uint32_t READ_THREADS = 256;
 constexpr uint32_t JOIN_THREADS = 1024;
 
-// What a block of `find` collects before it goes to memory as a whole. Text that folds to more goes there directly.
-constexpr uint32_t BLOCK_BYTES = READ_BYTES * READ_THREADS;
-constexpr uint32_t BLOCK_UNITS = 3072;  // of one code point in three bytes: 2,731
-constexpr uint32_t VECTOR_BYTES = sizeof(uint4);
+// Folded bytes that a block of `find` collects, before they and the starts of their units go to memory as wholes: those
+// of its text, a blank before and what its last code point has beyond. Text that folds to more goes there directly.
+constexpr uint32_t BLOCK_BYTES = READ_BYTES * READ_THREADS + 4;
+constexpr uint32_t VECTOR_BYTES = sizeof(uint4), VECTOR_STARTS = 4;
+constexpr uint32_t FIND_BLOCKS = 6;  // of a multiprocessor: with fewer registers than that leaves a thread they spill
 
 // A stretch in shared memory, and up to three bytes of its last code point that are beyond it. An odd number of words
 // apart, equal words of all lanes are in different banks.
@@ -36,7 +37,7 @@ struct Text {
   uint32_t size;
   const uint32_t* starts;
   FoldTable fold;
-  uint32_t lower;  // what lowers four letters
+  uint32_t lower;  // what lowers four letters of ASCII
 };
 
 __device__ __forceinline__ Text make_text(const uint8_t* bytes, uint32_t size, const uint32_t* starts,
@@ -77,7 +78,8 @@ __device__ __forceinline__ uint32_t overhang(const Text& text, uint32_t at) {
 
 /// Reads [begin, end), of at most READ_BYTES, with all code points that begin there folded in place; `begin` is a
 /// multiple of READ_BYTES. take(word number, word) is given the bytes four at a time, put(i, code point) then the unit
-/// characters that are not of ASCII, which replace those from byte i on. False if one folds to more than its own bytes.
+/// characters that are not of ASCII and differ from the bytes from i on, or reach beyond READ_BYTES. False if one folds
+/// to more than its own bytes.
 template <class Take, class Put>
 __device__ __forceinline__ bool read_stretch(const Text& text, uint32_t begin, uint32_t end, Stretch* stretch,
                                              Take&& take, Put&& put) {
@@ -115,6 +117,20 @@ __device__ __forceinline__ bool read_stretch(const Text& text, uint32_t begin, u
     const uint32_t consumed = decode(text, begin + at, __funnelshift_r(starts, starts_next, at) >> 1, &code_point);
     const uint32_t all = bits_below(consumed) << at;
     wide &= ~all;
+    const uint32_t kind = kind_of_fixed(text.fold, code_point, fold_entry(text.fold, code_point));
+    if (kind < KIND_SPECIAL) {  // as most of any script; its bytes stay
+      stretch->skipped |= all & (all - 1);
+      stretch->joiners |= (kind & 1) << at;
+      stretch->singles |= (kind >> 1) << at;
+      if (kind != KIND_SEPARATOR) {
+        stretch->bytes |= all;
+        if (at + consumed > READ_BYTES) {
+          stretch->beyond = at + consumed - READ_BYTES;
+          put(at, code_point);
+        }
+      }
+      continue;
+    }
     stretch->skipped |= all;
     uint32_t to = at;
     bool in_place = true;
@@ -207,42 +223,53 @@ __device__ __forceinline__ bool fits(const uint32_t* needed, uint32_t unit_room,
   return needed[0] <= unit_room && needed[1] <= byte_room;
 }
 
-/// Writes the folded bytes of a thread's stretch from folded[0] on, and where its units begin, from unit_start[0] on:
-/// at `place.bytes` and after.
-template <class Units>
+/// Writes the folded bytes of a thread's stretch to folded[place.bytes] and after, and to unit_start[place.units] and
+/// after where in them its units begin.
+template <class Units, class Start>
 __device__ __forceinline__ void write_stretch(const Text& text, uint32_t begin, Place place, uint32_t* slot,
-                                              uint8_t* folded, uint32_t* unit_start) {
+                                              uint8_t* folded, Start* unit_start) {
   const uint32_t end = stretch_end(text, begin);
+  folded += place.bytes;
+  unit_start += place.units;
+  const auto begin_unit = [&](bool begins, uint32_t at) {
+    if (begins) *unit_start = static_cast<Start>(at);
+    unit_start += begins;
+  };
   Stretch stretch;
   if (read_stretch(
-          text, begin, end, &stretch, [&](uint32_t i, uint32_t word) { slot[i] = word | text.lower; },
+          text, begin, end, &stretch, [&](uint32_t i, uint32_t word) { slot[i] = word | (text.lower & ~(word >> 2)); },
           [&](uint32_t at, uint32_t code_point) { encode_utf8(code_point, reinterpret_cast<uint8_t*>(slot) + at); })) {
-    const uint32_t blanks = Units::blanks(place.gap, stretch);
-    for (uint32_t rest = Units::units(place.gap, stretch); rest != 0; rest &= rest - 1) {
-      const uint32_t bit = rest & -rest, below = bit - 1;
-      const uint32_t at = place.bytes + bit_count(stretch.bytes & below) + bit_count(blanks & (below | bit));
-      if (blanks & bit) *unit_start++ = at - 1;
-      *unit_start++ = at;
+    const uint32_t blanks = Units::blanks(place.gap, stretch), units = Units::units(place.gap, stretch);
+    if (!Units::ONE_CODE_POINT) {  // few begin here; else nearly every byte begins one, as is seen below
+      for (uint32_t rest = units; rest != 0; rest &= rest - 1)
+        begin_unit(true, place.bytes + bit_count(stretch.bytes & ((rest & -rest) - 1)));
     }
-    uint32_t words[SLOT_WORDS];
 #pragma unroll
-    for (uint32_t i = 0; i < SLOT_WORDS; ++i) words[i] = slot[i];
+    for (uint32_t i = 0; i < READ_WORDS; ++i) {
+      const uint32_t word = slot[i];
 #pragma unroll
-    for (uint32_t i = 0; i < READ_BYTES; ++i) {
-      const uint32_t blank = blanks >> i & 1, byte = stretch.bytes >> i & 1;
-      if (blank) *folded = ' ';
-      folded += blank;
-      if (byte) *folded = static_cast<uint8_t>(words[i / 4] >> (i % 4 * 8));
-      folded += byte;
+      for (uint32_t k = 0; k < 4; ++k) {
+        const uint32_t blank = blanks >> (4 * i + k) & 1, byte = stretch.bytes >> (4 * i + k) & 1;
+        if (Units::ONE_CODE_POINT) {
+          begin_unit(blank, place.bytes);
+          begin_unit(units >> (4 * i + k) & 1, place.bytes + blank);
+          place.bytes += blank + byte;
+        }
+        if (blank) *folded = ' ';
+        folded += blank;
+        if (byte) *folded = static_cast<uint8_t>(word >> (8 * k));
+        folded += byte;
+      }
     }
-    for (uint32_t i = 0; i < stretch.beyond; ++i) *folded++ = static_cast<uint8_t>(words[READ_WORDS] >> (i * 8));
+    const uint32_t word = slot[READ_WORDS];
+    for (uint32_t i = 0; i < stretch.beyond; ++i) *folded++ = static_cast<uint8_t>(word >> (8 * i));
     return;
   }
   read_code_points(
       text, begin, end, [&] { Units::take_border(place.gap); },
       [&](uint32_t kind, uint32_t code_point) {
         Units::take(
-            place.gap, kind, code_point, [&] { *unit_start++ = place.bytes; },
+            place.gap, kind, code_point, [&] { begin_unit(true, place.bytes); },
             [&](uint32_t put) {
               const uint32_t size = static_cast<uint32_t>(encode_utf8(put, folded));
               folded += size;
@@ -251,43 +278,62 @@ __device__ __forceinline__ void write_stretch(const Text& text, uint32_t begin, 
       });
 }
 
+/// Calls vector(i) for every `width` numbers from i on, a multiple of it, of low .. high - 1, and one(i) for those at
+/// both ends, where the rest of a vector is another block's.
+template <class Vector, class One>
+__device__ __forceinline__ void for_vectors(uint32_t width, uint32_t low, uint32_t high, Vector&& vector, One&& one) {
+  for (uint32_t from = threadIdx.x * width; from < high; from += READ_THREADS * width) {
+    if (from >= low && from + width <= high) {
+      vector(from);
+    } else {
+      for (uint32_t i = from > low ? from : low; i < from + width && i < high; ++i) one(i);
+    }
+  }
+}
+
 /// Writes the folded bytes of all units one after another, and where in them each unit starts.
 template <class Units>
 __device__ __forceinline__ void find(const Text& text, const Span* before, const Span* blocks, const uint32_t* needed,
                                      uint8_t* folded, uint32_t* unit_start) {
   GPUDEDUP_SHARED(uint32_t, slots, READ_THREADS* SLOT_WORDS);
-  GPUDEDUP_SHARED(uint4, block_folded, BLOCK_BYTES / VECTOR_BYTES + 1);
-  GPUDEDUP_SHARED(uint32_t, block_starts, BLOCK_UNITS);
+  GPUDEDUP_SHARED(uint4, block_folded, BLOCK_BYTES / VECTOR_BYTES + 2);
+  // A word of a byte has a separator beside it, but at a document's end.
+  constexpr uint32_t BLOCK_UNITS = Units::ONE_CODE_POINT ? BLOCK_BYTES : BLOCK_BYTES / 2;
+  GPUDEDUP_SHARED(uint2, block_starts, BLOCK_UNITS / VECTOR_STARTS + 2);  // of 16 bits
   const uint32_t thread = blockIdx.x * READ_THREADS + threadIdx.x, begin = thread * READ_BYTES;
   uint32_t* slot = &slots[threadIdx.x * SLOT_WORDS];
   const Span here = blocks[blockIdx.x];
-  const Place first = Units::after(here);
+  Place first = Units::after(here);
   Place last = {0, needed[0], needed[1]};
   if (blockIdx.x + 1 < gridDim.x) last = Units::after(blocks[blockIdx.x + 1]);
-  const Place place = Units::after(join<Units>(here, before[thread]));
-  const uint32_t unit = place.units - first.units, byte = place.bytes - first.bytes;
-
+  Place place = Units::after(join<Units>(here, before[thread]));
   if (last.units - first.units > BLOCK_UNITS || last.bytes - first.bytes > BLOCK_BYTES) {
-    if (begin < text.size)
-      write_stretch<Units>(text, begin, place, slot, folded + place.bytes, unit_start + place.units);
+    if (begin < text.size) write_stretch<Units>(text, begin, place, slot, folded, unit_start);
     return;
   }
-  // Shared bytes lie as in memory, relative to 16, so that whole vectors go there.
+
+  // Shared bytes and starts lie as in memory, relative to 16 bytes there, so that whole vectors go there.
   uint8_t* bytes = reinterpret_cast<uint8_t*>(&block_folded[0]);
-  const uint32_t low = first.bytes % VECTOR_BYTES, high = low + (last.bytes - first.bytes);
-  if (begin < text.size) write_stretch<Units>(text, begin, place, slot, bytes + low + byte, &block_starts[0] + unit);
+  uint16_t* starts = reinterpret_cast<uint16_t*>(&block_starts[0]);
+  const uint32_t byte_base = first.bytes & ~(VECTOR_BYTES - 1), unit_base = first.units & ~(VECTOR_STARTS - 1);
+  place.bytes -= byte_base;
+  place.units -= unit_base;
+  if (begin < text.size) write_stretch<Units>(text, begin, place, slot, bytes, starts);
   __syncthreads();
-  for (uint32_t i = threadIdx.x; i < last.units - first.units; i += READ_THREADS)
-    unit_start[first.units + i] = block_starts[i];
-  uint8_t* target = folded + (first.bytes - low);
-  for (uint32_t i = threadIdx.x; i * VECTOR_BYTES < high; i += READ_THREADS) {
-    const uint32_t from = i * VECTOR_BYTES, to = from + VECTOR_BYTES;
-    if (from >= low && to <= high) {
-      reinterpret_cast<uint4*>(target)[i] = block_folded[i];
-    } else {  // the rest of the vector is another block's
-      for (uint32_t k = from > low ? from : low; k < to && k < high; ++k) target[k] = bytes[k];
-    }
-  }
+  first = Units::after(blocks[blockIdx.x]);  // read again: registers that held it would be spilled
+  for_vectors(
+      VECTOR_STARTS, first.units - unit_base, last.units - unit_base,
+      [&](uint32_t i) {
+        const uint2 four = block_starts[i / VECTOR_STARTS];
+        *reinterpret_cast<uint4*>(unit_start + unit_base + i) =
+            make_uint4(byte_base + (four.x & 0xFFFF), byte_base + (four.x >> 16), byte_base + (four.y & 0xFFFF),
+                       byte_base + (four.y >> 16));
+      },
+      [&](uint32_t i) { unit_start[unit_base + i] = byte_base + starts[i]; });
+  for_vectors(
+      VECTOR_BYTES, first.bytes - byte_base, last.bytes - byte_base,
+      [&](uint32_t i) { *reinterpret_cast<uint4*>(folded + byte_base + i) = block_folded[i / VECTOR_BYTES]; },
+      [&](uint32_t i) { folded[byte_base + i] = bytes[i]; });
 }
 
 /// first[i] = the first unit of document i, [documents + 1]: the number of units from bytes before its start. No unit
@@ -346,7 +392,7 @@ extern "C" __global__ void __launch_bounds__(JOIN_THREADS)
   join_all<Chars>(reinterpret_cast<Span*>(blocks), count, needed);
 }
 
-extern "C" __global__ void __launch_bounds__(READ_THREADS)
+extern "C" __global__ void __launch_bounds__(READ_THREADS, FIND_BLOCKS)
     find_words(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
                const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
                const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room, uint8_t* folded,
@@ -356,7 +402,7 @@ extern "C" __global__ void __launch_bounds__(READ_THREADS)
               reinterpret_cast<const Span*>(before), reinterpret_cast<const Span*>(blocks), needed, folded, unit_start);
 }
 
-extern "C" __global__ void __launch_bounds__(READ_THREADS)
+extern "C" __global__ void __launch_bounds__(READ_THREADS, FIND_BLOCKS)
     find_chars(const uint8_t* bytes, uint32_t size, const uint32_t* starts, const uint16_t* fold_index,
                const uint32_t* fold_pages, const uint32_t* fold_expansions, uint32_t fold, const uint32_t* before,
                const uint32_t* blocks, const uint32_t* needed, uint32_t unit_room, uint32_t byte_room, uint8_t* folded,
