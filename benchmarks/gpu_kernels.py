@@ -488,6 +488,14 @@ NVTEXT = os.environ.get("GPUDEDUP_NVTEXT")
 CHARACTERS, LANES = 24, 260
 
 
+def beside(folder: Path) -> dict[str, str]:
+    """What a process needs to use the packages in a folder. Its libraries are found also where a package ``nvidia`` of
+    this Python hides that of the folder."""
+    libraries = sorted({str(file.parent) for file in folder.rglob("*.so*")})
+    more = {"PYTHONPATH": [str(folder)], "LD_LIBRARY_PATH": libraries}
+    return {name: os.pathsep.join([*first, os.environ.get(name, "")]).strip(":") for name, first in more.items()}
+
+
 def nvtext_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
     """Signatures of 260 lanes of runs of 24 characters, text and signatures on the device: ours, which fold the text,
     hash contents and make band keys too, then libcudf's, of the same text, in a process of its own."""
@@ -506,7 +514,7 @@ def nvtext_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: flo
         order.write_text(json.dumps(asked))
         done = run_process(
             [sys.executable, str(PROGRAMS / "nvtext_minhash.py"), str(order)],
-            environment={"PYTHONPATH": os.pathsep.join([NVTEXT, os.environ.get("PYTHONPATH", "")])},
+            environment=beside(Path(NVTEXT)),
             timeout=max(20.0, deadline - time.perf_counter()),
         )
     if done.code:
