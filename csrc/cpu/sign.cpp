@@ -26,24 +26,25 @@ namespace {
 constexpr int64_t PIECE_BYTES = 256 << 10;
 constexpr size_t PIECE_DOCUMENTS = 4096;
 constexpr size_t HUGE_HASHES = 4 << 20;
+constexpr size_t LARGE_PAGE = 2 << 20;
 // Below this much text a thread costs more than it saves.
 constexpr int64_t BRIEF_BYTES = 32 << 10;
 
 }  // namespace
 
 Values make_values(size_t count) {
-  constexpr size_t LARGE_PAGE = 2 << 20;
   size_t bytes = std::max<size_t>(1, count * sizeof(uint32_t));
   if (bytes < 2 * LARGE_PAGE) {
     Values values(static_cast<uint32_t*>(std::malloc(bytes)));
     if (!values) throw std::bad_alloc();
     return values;
   }
-  bytes = (bytes + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
-  Values values(static_cast<uint32_t*>(std::aligned_alloc(LARGE_PAGE, bytes)));
+  size_t whole = bytes / LARGE_PAGE * LARGE_PAGE;
+  Values values(static_cast<uint32_t*>(std::aligned_alloc(LARGE_PAGE, whole + LARGE_PAGE)));
   if (!values) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-  ::madvise(values.get(), bytes, MADV_HUGEPAGE);  // advice: where it is not taken, pages are small
+  // Advice: where it is not taken, pages are small. Not for the last one, which would be cleared for a part of it.
+  ::madvise(values.get(), whole, MADV_HUGEPAGE);
 #endif
   return values;
 }
@@ -149,12 +150,21 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
       kept->hashes = workers[0]->take_hashes();
     else
       kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
+    // A large page at a time: of two threads that come to a new one together both clear one, and one is thrown away.
+    constexpr int64_t STEP = LARGE_PAGE / sizeof(uint32_t);
+    auto begin = [&](const Piece& piece) { return kept->offsets[piece.first]; };
     context.each(
-        huge ? 0 : pieces.size(),
-        [&](size_t number, unsigned) {
-          const Piece& piece = pieces[number];
-          std::copy_n(piece.worker->hashes.get() + piece.hash, piece.hash_count,
-                      kept->hashes.get() + kept->offsets[piece.first]);
+        huge ? 0 : static_cast<size_t>((kept->offsets.back() + STEP - 1) / STEP),
+        [&](size_t step, unsigned) {
+          int64_t at = static_cast<int64_t>(step) * STEP, end = std::min(at + STEP, kept->offsets.back());
+          auto after = [&](const Piece& piece) { return begin(piece) <= at; };
+          auto piece = std::partition_point(pieces.begin(), pieces.end(), after) - 1;
+          for (; at < end; ++piece) {
+            int64_t skipped = at - begin(*piece);
+            int64_t count = std::min(static_cast<int64_t>(piece->hash_count) - skipped, end - at);
+            std::copy_n(piece->worker->hashes.get() + piece->hash + skipped, count, kept->hashes.get() + at);
+            at += count;
+          }
         },
         brief);
   }
