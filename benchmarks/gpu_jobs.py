@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from common import cache_directory, corpus_files, read_texts, text_of
-from gpu_measure import SEED, Case, Ceilings, Seconds, Sizes, case, on_host
+from gpu_measure import SEED, Case, Ceilings, Seconds, Sizes, case, on_host, one_by_one
 from gpu_target import Target, Timed
 
 import gpudedup
@@ -68,22 +68,40 @@ def job_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float)
             f"{name}, cuda", times, floor, min(runs, key=lambda run: run[0])[1], {**about, **alone, **shares}
         )
 
-    up = size / ceilings.up
-    yield from on_gpu("Arrow in memory to mask, first, with loops to compile", up, lambda on: from_arrow(arrow, on), 1)
-    yield from on_gpu("Arrow in memory to mask", up, lambda on: from_arrow(arrow, on), 3)
-    reading = min(on_host(2, lambda _: read_alone(files)))
-    yield case("readers alone", [reading], text_bytes=size, gigabytes_of_text_per_second=size / reading / 1e9)
-    floor, twice = max(reading, up), 2 * reading  # the bar is set for a share of two readings
-    to_mask = partial(from_parquet, files, "mask")
-    yield from on_gpu("Parquet to mask", floor, to_mask, 2, two_readings_seconds=twice)
-    writing = on_host(1, lambda _: write_alone(arrow, wanted, len(files)))[0]
-    yield case("writers alone", [writing], text_bytes=size, gigabytes_of_text_per_second=size / writing / 1e9)
-    to_kept = partial(from_parquet, files, "kept")
-    yield from on_gpu("Parquet to kept", max(floor, writing), to_kept, 1, writing_seconds=writing)
-    if time.perf_counter() + 2 * seconds < deadline:
+    up, alone = size / ceilings.up, dict[str, float]()
+
+    def readers() -> Iterator[Case]:
+        alone["reading"] = min(on_host(2, lambda _: read_alone(files)))
+        yield alone_case("readers", alone["reading"], size)
+
+    def to_mask() -> Iterator[Case]:
+        floor, twice = max(alone["reading"], up), 2 * alone["reading"]  # the bar is set for a share of two readings
+        yield from on_gpu("Parquet to mask", floor, partial(from_parquet, files, "mask"), 2, two_readings_seconds=twice)
+
+    def writers() -> Iterator[Case]:
+        [alone["writing"]] = on_host(1, lambda _: write_alone(arrow, wanted, len(files)))
+        yield alone_case("writers", alone["writing"], size)
+
+    def to_kept() -> Iterator[Case]:
+        floor, work = max(up, *alone.values()), partial(from_parquet, files, "kept")
+        yield from on_gpu("Parquet to kept", floor, work, 1, writing_seconds=alone["writing"])
+
+    def on_cpu() -> Iterator[Case]:
         kept, seconds, summary = from_parquet(files, "mask", "cpu")
         assert np.array_equal(kept, wanted), "the CPU keeps other rows of Parquet than of Arrow"
         yield job_case("Parquet to mask, cpu", [seconds], None, summary, about)
+
+    of_arrow = partial(from_arrow, arrow)
+    parts = [
+        partial(on_gpu, "Arrow in memory to mask, first, with loops to compile", up, of_arrow, 1),
+        partial(on_gpu, "Arrow in memory to mask", up, of_arrow, 3),
+        *(readers, to_mask, writers, to_kept, on_cpu),
+    ]
+    yield from one_by_one(parts, deadline)
+
+
+def alone_case(who: str, seconds: float, size: int) -> Case:
+    return case(f"{who} alone", [seconds], text_bytes=size, gigabytes_of_text_per_second=size / seconds / 1e9)
 
 
 def job_case(

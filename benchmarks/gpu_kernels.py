@@ -31,6 +31,7 @@ from gpu_measure import (
     fetched,
     on_device,
     on_host,
+    one_by_one,
     random_words,
     sent,
 )
@@ -474,11 +475,7 @@ def kernels_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: fl
         lambda: [intersections(target, sizes, ceilings)],
         partial(sign_kernels, target, sizes, ceilings, "english, 2 kB", keep=True),
     ]
-    for part in parts:
-        if time.perf_counter() > deadline:
-            print("the rest is left out, there is not time enough", flush=True)
-            return
-        yield from part()
+    yield from one_by_one(parts, deadline)
 
 
 # -------------------------------------------------------------------------------------------------------- a peer

@@ -6,7 +6,8 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -146,6 +147,25 @@ def on_host(rounds: int, work: Callable[[int], object]) -> Seconds:
         work(number)
         found.append(time.perf_counter() - begin)
     return found
+
+
+def one_by_one(parts: Iterable[Callable[[], Iterable[Case]]], deadline: float) -> Iterator[Case]:
+    """The cases of all parts, of which none begins if the longest so far would end after the deadline. One that fails
+    keeps no other out. Raises SystemExit at the end if some did."""
+    failed, longest = 0, 0.0
+    for part in parts:
+        begin = time.perf_counter()
+        if begin + longest > deadline:
+            print("the rest is left out, there is not time enough", flush=True)
+            break
+        try:
+            yield from part()
+        except Exception:
+            traceback.print_exc()
+            failed += 1
+        longest = max(longest, time.perf_counter() - begin)
+    if failed:
+        raise SystemExit(f"{failed} failed, as told above")
 
 
 def sent(target: Target, values: HostArray, stream: Stream) -> DeviceArray:

@@ -10,17 +10,16 @@ import itertools
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from gpu_measure import SEED, Case, Ceilings, Sizes, case, on_host
+from gpu_measure import SEED, Case, Ceilings, Sizes, case, on_host, one_by_one
 from gpu_target import REHEARSAL, Target
 
 import gpudedup
@@ -143,7 +142,7 @@ def signed(backend: Backend, parts: list[pa.Array]) -> Callable[[int], Any]:
     return work
 
 
-def measured(target: Target, sizes: Sizes, axis: str, value: Any, point: Point) -> Iterator[Case]:
+def measured(target: Target, axis: str, value: Any, point: Point) -> Iterator[Case]:
     """A job from Arrow to the mask on the CPU and on the GPU, warm, and signing alone in batches of the point's size.
 
     Both must give equal keys and equal masks.
@@ -195,19 +194,12 @@ def starts(device: str) -> Case:
     for _ in range(1 if REHEARSAL else 4):
         done = run_process([sys.executable, "-c", code], timeout=60)
         if done.code:
-            raise SystemExit(f"a first job on {device}: {done.complaint}")
+            raise RuntimeError(f"a first job on {device}: {done.complaint}")
         seconds.append(float(json.loads(done.output)))
     return case(f"first job of a process, {device}", seconds[1:] or seconds, axis="start", device=device)
 
 
 def sweep_suite(target: Target, sizes: Sizes, ceilings: Ceilings, deadline: float) -> Iterator[Case]:
-    for device in ("cpu", "cuda"):
-        yield starts(device)
-    longest = 0.0
-    for axis, value, point in points(sizes):
-        begin = time.perf_counter()
-        if begin + longest > deadline:
-            print("the rest is left out, there is not time enough", flush=True)
-            return
-        yield from measured(target, sizes, axis, value, point)
-        longest = max(longest, time.perf_counter() - begin)
+    parts: list[Callable[[], Iterable[Case]]] = [lambda: map(starts, ("cpu", "cuda"))]
+    parts += [partial(measured, target, *point) for point in points(sizes)]
+    yield from one_by_one(parts, deadline)

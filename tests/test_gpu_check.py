@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -405,6 +406,24 @@ def test_kernels_are_queued_behind_other_work(monkeypatch: pytest.MonkeyPatch) -
         assert found.keys() == timed.queued.keys() == {"fill", "count_shingles", "all"}
         assert 0 < timed.queued["all"] == timed.queued["count_shingles"]
     assert occupied == [stream] * 2
+
+
+def test_a_part_that_fails_keeps_no_other_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_measure
+
+    def failing() -> Iterator[dict[str, Any]]:
+        yield {"case": "before"}
+        raise AssertionError("planted")
+
+    cases = gpu_measure.one_by_one([failing, lambda: [{"case": "after"}]], math.inf)
+    assert [next(cases)["case"], next(cases)["case"]] == ["before", "after"]
+    with pytest.raises(SystemExit, match="1 failed"):
+        next(cases)
+    assert "AssertionError: planted" in capsys.readouterr().err
+    assert list(gpu_measure.one_by_one([failing], 0.0)) == []
 
 
 @pytest.mark.parametrize("free", [6, 22, 79, 139])
