@@ -83,7 +83,7 @@ class Sizes:
             set_size=min(600, scaled(6e6, 70)),
             # Made by so many processes at some 60 MB a second each; held as Arrow and, as Parquet, on the disk.
             job_bytes=scaled(20e9, 300_000, min(1.25e9 * workers, host / 5, disk / 2, free / 5)),
-            documents=(max(150, documents // 100), documents) if documents > 10**6 else (documents,),
+            documents=(max(150, documents // 100), documents),
             sweep_bytes=scaled(256e6, 12_000, 25e6 * workers),
         )
 
