@@ -87,8 +87,8 @@ def assert_equals_reference(
 
 
 def check(documents: Sequence[Document], device: EmulatedDevice | None = None, **options: Any) -> None:
-    """Sign in one batch, and compare all results with the reference."""
-    device = device or EmulatedDevice()
+    """Sign in one batch, and compare all results with the reference: 35 lanes are those of a warp and a few more."""
+    device, options = device or EmulatedDevice(), {"num_perm": 35, **options}
     [signed] = signer(device, **options).sign([request(documents)])
     assert_equals_reference(signed, documents, **options)
     device.check()
@@ -140,7 +140,7 @@ def test_every_code_point_that_folds_to_several(shingle: str) -> None:
     check(["a".join(chosen[i : i + 60]) for i in range(0, len(chosen), 60)], shingle=shingle)
 
 
-@pytest.mark.parametrize("num_perm", [1, 33, 96, 127, 128, 129, 200, 260])
+@pytest.mark.parametrize("num_perm", [1, 8, 9, 96, 127, 128, 129, 200, 260])
 def test_any_number_of_lanes(num_perm: int) -> None:
     documents = ["one two three four five six seven", "", "x", "y " * 1100, "z z"]
     check(documents, num_perm=num_perm, bands=1, rows=num_perm, shingle="word:3")
@@ -223,7 +223,7 @@ def test_one_run_over_many_blocks(device: EmulatedDevice) -> None:
 
 def test_a_document_over_many_tiles_between_short_ones(device: EmulatedDevice) -> None:
     long = " ".join(str(i * 7919 % 5000) for i in range(6000))
-    check(["short one", "", long, "", "a", "b c d e f g", ""], device, num_perm=4, shingle="word:5")
+    check(["short one", "", long, "", "a", "b c d e f g", ""], device, num_perm=36, shingle="word:5")
 
 
 @pytest.mark.parametrize("n", [1, 5, 17])

@@ -21,6 +21,7 @@ constexpr uint32_t MAX_SHINGLE = 256;  // units
 constexpr uint32_t SIGN_THREADS = 128;
 constexpr uint32_t SIGN_UNITS = 512;   // of a warp
 constexpr uint32_t LONG_STRETCH = 32;  // of shingles
+constexpr uint32_t FEW_LANES = 8;      // as many, or fewer, beside multiples of 32 share a warp
 constexpr uint32_t THREAD_LANES = 4;   // minima that a thread holds at most, beside their a and b
 
 /// Shingles of a document of `units` units.
@@ -246,21 +247,40 @@ struct LaneTile {
   uint32_t begin, end, document;
 };
 
+/// Calls sign(document, here, stop, whole) for all documents of the tile: their shingles in it are here .. stop - 1,
+/// and those are the `whole` of them.
+template <class Sign>
+__device__ __forceinline__ void for_documents(const LaneTile& tile, Sign&& sign) {
+  const auto [shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low] = tile;
+  uint32_t document = low, from = first[low], to = first[low + 1];
+  for (;;) {
+    const uint32_t shingles_end = from + shingle_count(to - from, n);
+    sign(document, from > begin ? from : begin, shingles_end < end ? shingles_end : end,
+         from >= begin && shingles_end <= end);
+    if (to >= end) return;
+    // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
+    from = to;
+    to = first[document + 2];
+    ++document;
+    if (to == from) {
+      document = document_of(first, document + 1, documents - 1, from);
+      to = first[document + 1];
+    }
+  }
+}
+
 /// Of the lanes from `group` on, WIDTH for a thread: their minima over the tile.
 template <uint32_t WIDTH>
 __device__ __forceinline__ void sign_group(const LaneTile& tile, uint32_t group) {
-  const auto [shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low] = tile;
+  const uint32_t *shingles = tile.shingles, lane_count = tile.lane_count;
   uint32_t group_a[WIDTH], group_b[WIDTH];
 #pragma unroll
   for (uint32_t k = 0; k < WIDTH; ++k) {
-    group_a[k] = a[group + k * WARP_THREADS + warp_lane()];
-    group_b[k] = b[group + k * WARP_THREADS + warp_lane()];
+    group_a[k] = tile.a[group + k * WARP_THREADS + warp_lane()];
+    group_b[k] = tile.b[group + k * WARP_THREADS + warp_lane()];
   }
-  uint32_t document = low, from = first[low], to = first[low + 1];
-  uint8_t* const own_lanes = reinterpret_cast<uint8_t*>(lanes + group + warp_lane());
-  for (;;) {
-    const uint32_t shingles_end = from + shingle_count(to - from, n);
-    const uint32_t here = from > begin ? from : begin, stop = shingles_end < end ? shingles_end : end;
+  uint8_t* const own_lanes = reinterpret_cast<uint8_t*>(tile.lanes + group + warp_lane());
+  for_documents(tile, [&](uint32_t document, uint32_t here, uint32_t stop, bool whole) {
     uint32_t best[WIDTH];
 #pragma unroll
     for (uint32_t k = 0; k < WIDTH; ++k) best[k] = EMPTY_LANE;
@@ -293,7 +313,7 @@ __device__ __forceinline__ void sign_group(const LaneTile& tile, uint32_t group)
     if (i < stop) take(shingles[i], shingles[i]);
     uint32_t* own = reinterpret_cast<uint32_t*>(own_lanes + static_cast<uint64_t>(document) * (4 * lane_count));
     const uint32_t lanes_left = here < stop ? lane_count - group : 0;
-    if (from >= begin && shingles_end <= end) {
+    if (whole) {
 #pragma unroll
       for (uint32_t k = 0; k < WIDTH; ++k)
         if (k * WARP_THREADS + warp_lane() < lanes_left) own[k * WARP_THREADS] = best[k];
@@ -305,16 +325,29 @@ __device__ __forceinline__ void sign_group(const LaneTile& tile, uint32_t group)
           atomicMin(own + k * WARP_THREADS, best[k]);
       }
     }
-    if (to >= end) return;
-    // The next that is not empty: mostly the next, else found by halving, for there may be a million empty ones.
-    from = to;
-    to = first[document + 2];
-    ++document;
-    if (to == from) {
-      document = document_of(first, document + 1, documents - 1, from);
-      to = first[document + 1];
+  });
+}
+
+/// The same of the last `left` lanes, few of them: each is several threads', which share its shingles out.
+__device__ __forceinline__ void sign_few(const LaneTile& tile, uint32_t group, uint32_t left) {
+  const uint32_t width = left == 1 ? 1 : 2u << highest_bit(left - 1);  // of lanes, a power of two
+  const uint32_t number = warp_lane() & (width - 1), a = tile.a[group + number], b = tile.b[group + number];
+  const uint32_t share = warp_lane() >> highest_bit(width), step = WARP_THREADS >> highest_bit(width);
+  for_documents(tile, [&](uint32_t document, uint32_t here, uint32_t stop, bool) {
+    uint32_t best = EMPTY_LANE;
+#pragma unroll 1
+    for (uint32_t i = here + share; i < stop; i += step) {
+      const uint32_t value = lane(tile.shingles[i], a, b);
+      best = value < best ? value : best;
     }
-  }
+#pragma unroll 1
+    for (uint32_t by = width; by < WARP_THREADS; by *= 2) {
+      const uint32_t other = __shfl_xor_sync(FULL_WARP, best, by);
+      best = other < best ? other : best;
+    }
+    if (warp_lane() < left && here < stop)
+      atomicMin(tile.lanes + static_cast<uint64_t>(document) * tile.lane_count + group + number, best);
+  });
 }
 
 /// Lanes of all documents from a warp's tile of shingles. lanes uint32[documents, lane_count] holds EMPTY_LANE before;
@@ -330,7 +363,8 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
 
   const LaneTile tile{shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low};
   // As few groups as can be, and as even: one lane a thread takes as many loads and steps as four do.
-  uint32_t left = (lane_count + WARP_THREADS - 1) / WARP_THREADS, group = 0;  // lanes of a thread; of the warp
+  uint32_t left = (lane_count + WARP_THREADS - 1 - FEW_LANES) / WARP_THREADS;  // lanes of a thread
+  uint32_t group = 0;
   for (uint32_t groups = (left + THREAD_LANES - 1) / THREAD_LANES; groups > 0; --groups) {
     const uint32_t width = left > 3 * groups ? 4 : left > 2 * groups ? 3 : left > groups ? 2 : 1;
     if (width == 4)
@@ -344,6 +378,7 @@ extern "C" __global__ void __launch_bounds__(SIGN_THREADS)
     group += width * WARP_THREADS;
     left -= width;
   }
+  if (group < lane_count) sign_few(tile, group, lane_count - group);
 }
 
 /// keys uint64[bands, documents] of lanes uint32[documents, lane_count]. A thread takes a band of a document.
