@@ -53,7 +53,7 @@ GPUDEDUP_HD uint32_t carry(uint32_t from, uint32_t through) { return ((from & th
 /// word:n. Separators, singles and borders of documents cut; a gap is a run of that many joiners, and makes a unit for
 /// every 64 of them and for the rest.
 struct Words {
-  static constexpr bool ONE_CODE_POINT = false;  // is every unit
+  static constexpr bool ONE_CODE_POINT = false;  // whether every unit is one code point
   GPUDEDUP_HD uint32_t merge(uint32_t run, uint32_t next) { return run + next; }
   GPUDEDUP_HD uint32_t gap_units(uint32_t run) { return (run + MAX_RUN - 1) / MAX_RUN; }
   GPUDEDUP_HD uint32_t gap_bytes(uint32_t) { return 0; }

@@ -251,10 +251,11 @@ struct LaneTile {
 /// and those are the `whole` of them.
 template <class Sign>
 __device__ __forceinline__ void for_documents(const LaneTile& tile, Sign&& sign) {
-  const auto [shingles, first, documents, n, a, b, lane_count, lanes, begin, end, low] = tile;
-  uint32_t document = low, from = first[low], to = first[low + 1];
+  const uint32_t* const first = tile.first;
+  const uint32_t begin = tile.begin, end = tile.end;
+  uint32_t document = tile.document, from = first[document], to = first[document + 1];
   for (;;) {
-    const uint32_t shingles_end = from + shingle_count(to - from, n);
+    const uint32_t shingles_end = from + shingle_count(to - from, tile.n);
     sign(document, from > begin ? from : begin, shingles_end < end ? shingles_end : end,
          from >= begin && shingles_end <= end);
     if (to >= end) return;
@@ -263,7 +264,7 @@ __device__ __forceinline__ void for_documents(const LaneTile& tile, Sign&& sign)
     to = first[document + 2];
     ++document;
     if (to == from) {
-      document = document_of(first, document + 1, documents - 1, from);
+      document = document_of(first, document + 1, tile.documents - 1, from);
       to = first[document + 1];
     }
   }
