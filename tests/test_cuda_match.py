@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import emulator
@@ -384,6 +385,21 @@ def test_what_comes_down_goes_through_the_ring(timing: Any, monkeypatch: pytest.
         assert ring.fetched(target).tolist() == values.tolist()
     assert device.counters.host_allocations == pinned.SEGMENTS
     device.check()
+
+
+def test_all_segments_are_under_way_before_one_is_copied_out_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinned, "SEGMENT_BYTES", 64)
+    device = EmulatedDevice()
+    ring = Ring(device, device.stream(), workers=1)
+    array, downloads = ring.sent(np.arange(48, dtype=np.uint64)), []
+
+    def copy_values(*given: Any, **more: Any) -> None:
+        downloads.append(device.counters.downloads)
+        _cpu.copy_values(*given, **more)
+
+    monkeypatch.setattr(pinned, "_cpu", SimpleNamespace(copy_values=copy_values))
+    assert ring.fetched(array).tolist() == list(range(48))
+    assert downloads == [4, 5, 6, 6, 6, 6]
 
 
 @pytest.mark.parametrize("fault", range(1, 5))

@@ -70,8 +70,8 @@ class Ring:
             _cpu.copy_values(target[first : first + len(part)], part, workers=self.workers)
 
         for first in range(0, array.nbytes, SEGMENT_BYTES):
-            if len(coming) == SEGMENTS - 1:
-                take()
+            if len(coming) == SEGMENTS:
+                take()  # of the segment that comes next
             part = self.segment()[: array.nbytes - first]
             self.device.download(source[first : first + len(part)], part, self.stream)
             coming.append((first, part, self.stream.record()))
