@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from test_deduplicate import (
 
 import gpudedup
 from gpudedup.backends import select
-from gpudedup.backends.base import NO_KEEPER, ToSign
+from gpudedup.backends.base import NO_KEEPER, HostShingles, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda import cupy_device, detect
 from gpudedup.backends.cuda import verify as rounds
@@ -189,18 +190,46 @@ def test_match_and_verify_have_the_memory_of_sign() -> None:
     assert [keeper != NO_KEEPER for keeper in decision.arrays()[0].tolist()] == [False, True] * 250
 
 
-@pytest.mark.parametrize("memory", ["64 MB", "4 GB"])
-def test_pieces_take_a_part_of_memory(memory: str) -> None:
-    """A sixteenth: three batches of 2 MB are two pieces, or one."""
+@pytest.mark.parametrize(
+    ("memory", "mode", "pieces"), [("64 MB", "none", 2), ("64 MB", "exact", 3), ("4 GB", "exact", 1)]
+)
+def test_pieces_take_a_part_of_memory(memory: str, mode: str, pieces: int) -> None:
+    """Of 64 MB a sixteenth, or a half of that where hashes may come down; for three batches of 2 MB."""
     device = EmulatedDevice(memory_bytes=8 << 30)
-    backend = CudaBackend(Params(num_perm=8, bands=2, rows=4, memory=memory), device, "as asked")
+    backend = CudaBackend(Params(num_perm=8, bands=2, rows=4, memory=memory, verify=mode), device, "as asked")
     text = ToSign(pa.array(["w " * 1_000_000]))
     launches = []
     for batches in ([text], [text, text, text]):
         before = device.counters.launches
         list(backend.sign(batches))
         launches.append(device.counters.launches - before)
-    assert launches[1] == launches[0] * (2 if memory == "64 MB" else 1)
+    assert launches[1] == launches[0] * pieces
+
+
+def test_pinned_arrays_stay_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of characters come down, and a piece has about as many documents as it takes."""
+    device, pinned, most = EmulatedDevice(memory_bytes=8 << 30), 0, 0
+    alloc_host = device.alloc_host
+
+    def counted(size: int, dtype: Any) -> Any:
+        nonlocal pinned, most
+        array = alloc_host(size, dtype)
+        pinned += array.nbytes
+        most = max(most, pinned)
+        weakref.finalize(array, dropped, array.nbytes)
+        return array
+
+    def dropped(nbytes: int) -> None:
+        nonlocal pinned
+        pinned -= nbytes
+
+    monkeypatch.setattr(device, "alloc_host", counted)
+    params = Params(shingle="char:5", num_perm=8, bands=2, rows=4, memory="64 MB", clustering="components")
+    backend = CudaBackend(params, device, "as asked")
+    text = pa.array(["a b " * (24 + i % 3) for i in range(20_000)])
+    for signed in backend.sign([ToSign(text, band_keys=True, lanes=True, shingles=True)] * 6):
+        assert isinstance(signed.shingles, HostShingles)
+    assert 30_000_000 < most <= 64_000_000
 
 
 def test_streams_equal_one_batch(use: Any) -> None:

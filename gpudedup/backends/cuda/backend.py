@@ -45,13 +45,16 @@ from gpudedup.params import Params, parse_memory
 
 PIECE_BYTES = 96 << 20
 """Of text at once on the device: six batches of the readers, or one of as many documents as these have at most (131,072
-of 128 lanes and 18 bands), so that a launch for each of some 15 kernels is little beside the work."""
+of 128 lanes and 18 bands), so that a launch for each of 10 kernels is little beside the work."""
 
 PIECE_SHARE = 64
 """Three pieces under way take up to 29 times the bytes of one (see `Signer`): at most this part of free memory."""
 
-HOST_PART = 16
-"""A piece takes at most this part of ``memory``: up to four are held as batches, and three as pinned copies."""
+HOST_PART, HOST_PART_OF_HASHES = 16, 32
+"""A piece is at most this part of ``memory``; the second where shingle hashes may come down. Per byte of a piece, three
+slots have up to 6 pinned bytes, of values and of what documents take, and for hashes 12 more of characters, 6 of words;
+all this a quarter larger where arrays grew. Up to four pieces are held as batches, and one as results. Text that folds
+to more units than it has bytes takes more."""
 
 LEFT_PART = 2
 """Shingle hashes that wait for sets leave this part of the device's memory to pieces, keys, buckets and the sets."""
@@ -69,7 +72,8 @@ class CudaBackend:
         self._ring = Ring(device, device.stream(), workers=self.workers)
         self._ranked: tuple[U32, DeviceArray] | None = None  # the documents of the last band, which the next has too
         memory_bytes = default_memory_bytes() if params.memory is None else parse_memory(params.memory)
-        most = min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE, memory_bytes // HOST_PART)
+        host_part = HOST_PART_OF_HASHES if params.verify == "exact" else HOST_PART
+        most = min(PIECE_BYTES, device.free_bytes() // PIECE_SHARE, memory_bytes // host_part)
         piece_bytes = max(1 << 16, most)
         to_sets = params.verify == "exact" and params.clustering == "keepers"
         left_bytes = device.memory_bytes // LEFT_PART if to_sets else None
