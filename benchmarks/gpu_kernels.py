@@ -28,12 +28,11 @@ from gpu_measure import (
     Seconds,
     Sizes,
     case,
-    fetched,
     on_device,
     on_host,
     one_by_one,
     random_words,
-    sent,
+    uploaded,
 )
 from gpu_target import Target, Timed
 
@@ -44,7 +43,7 @@ from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda import program
 from gpudedup.backends.cuda import sign as signing
 from gpudedup.backends.cuda.backend import LEFT_PART, CudaBackend
-from gpudedup.backends.cuda.device import Stream
+from gpudedup.backends.cuda.device import Stream, fetched
 from gpudedup.backends.cuda.sign import Request, Signer
 from gpudedup.bench.corpus import join
 from gpudedup.bench.measure import run_process
@@ -103,11 +102,11 @@ def copies(target: Target, sizes: Sizes, cases: list[Case]) -> float:
     stream, words = target.device.stream(), sizes.copy_bytes // 4
     pairs = []
     for number in range(SETS):
-        source = sent(target, some_words(words, SEED + number), stream)
+        source = uploaded(target, some_words(words, SEED + number), stream)
         pairs.append((source, target.device.alloc(words, np.uint32)))
-    seconds = on_device(target, stream, sizes.rounds, lambda i: target.copy(*pairs[i % SETS], stream))
+    seconds = on_device(target, stream, sizes.rounds, lambda i: target.device.copy(*pairs[i % SETS], stream))
     for source, copy in pairs[: sizes.rounds]:
-        np.testing.assert_array_equal(fetched(target, source, stream), fetched(target, copy, stream))
+        np.testing.assert_array_equal(fetched(target.device, source, stream), fetched(target.device, copy, stream))
     rate = 2 * sizes.copy_bytes / statistics.median(seconds)
     cases.append(case("copy on the device", seconds, bytes_moved=2 * sizes.copy_bytes, gigabytes_per_second=rate / 1e9))
     return rate
@@ -150,15 +149,15 @@ def lane_rate(target: Target, sizes: Sizes, cases: list[Case]) -> float:
     threads = sizes.rate_blocks * RATE_THREADS
     h = [random_words(RATE_STEPS, SEED + number) for number in range(SETS)]
     a, b = random_words(RATE_THREADS * RATE_LANES, 1) | np.uint32(1), random_words(RATE_THREADS * RATE_LANES, 2)
-    on_it = [sent(target, values, stream) for values in h]
-    constants = [sent(target, values, stream) for values in (a, b)]
+    on_it = [uploaded(target, values, stream) for values in h]
+    constants = [uploaded(target, values, stream) for values in (a, b)]
     best = device.alloc(threads, np.uint32)
 
     def work(i: int) -> None:
         target.run(RATE, "lane_rate", sizes.rate_blocks, RATE_THREADS, [on_it[i % SETS], *constants, best], stream)
 
     seconds = on_device(target, stream, sizes.rounds, work)
-    found = fetched(target, best, stream)
+    found = fetched(target.device, best, stream)
     for thread in (0, 1, RATE_THREADS, threads - 1):  # by the definition, in numpy
         own = slice(thread % RATE_THREADS * RATE_LANES, (thread % RATE_THREADS + 1) * RATE_LANES)
         values = a[own] * h[sizes.rounds % SETS][:, None] + (b[own] + np.uint32(thread))
@@ -172,8 +171,8 @@ def lane_rate(target: Target, sizes: Sizes, cases: list[Case]) -> float:
 def occupied(target: Target, sizes: Sizes) -> Callable[[Stream], None]:
     """What gives a stream some milliseconds of work: half of that of `lane_rate`."""
     stream = target.device.stream()
-    h = sent(target, random_words(RATE_STEPS, 0), stream)
-    a = sent(target, random_words(RATE_THREADS * RATE_LANES, 1), stream)
+    h = uploaded(target, random_words(RATE_STEPS, 0), stream)
+    a = uploaded(target, random_words(RATE_THREADS * RATE_LANES, 1), stream)
     blocks = max(1, sizes.rate_blocks // 2)
     best = target.device.alloc(blocks * RATE_THREADS, np.uint32)
     return lambda stream: target.run(RATE, "lane_rate", blocks, RATE_THREADS, [h, a, a, best], stream)
@@ -211,8 +210,8 @@ def texts(kind: str, size: int, seed: int) -> pa.Array:
 
 def piece_text(sizes: Sizes, kind: str, params: Params, number: int) -> pa.Array:
     """Text number ``number`` of those that just fit a piece."""
-    document_bytes = 48 + 8 * params.banding.bands + 4 * params.num_perm  # beside its text, as a piece counts them
-    return texts(kind, int(min(1.0, TEXTS[kind][1] / document_bytes) * 0.95 * sizes.piece_bytes), SEED + number)
+    each = signing.document_bytes(params)
+    return texts(kind, int(min(1.0, TEXTS[kind][1] / each) * 0.95 * sizes.piece_bytes), SEED + number)
 
 
 def check_signed(params: Params, text: pa.Array, signed: SignedBatch, seed: int) -> None:
@@ -265,9 +264,9 @@ def reckoned() -> dict[str, dict[str, Any]]:
     return known if known.pop("kernels") == program.digest()[:12] else {}
 
 
-def predicted(kind: str) -> dict[str, float]:
+def predicted(label: str) -> dict[str, float]:
     """Seconds a byte of text by kernel."""
-    return reckoned().get("seconds_per_byte", {}).get(kind, {})
+    return reckoned().get("seconds_per_byte", {}).get(label, {})
 
 
 def sign_kernels(
@@ -287,7 +286,8 @@ def sign_kernels(
     of: dict[str, Seconds] = {}
     queued: dict[str, Seconds] = {}
     floors: dict[str, list[float]] = {}
-    known = predicted(kind) if params is None else {}
+    label = kind if params is None else f"{kind}, {chosen.shingle}, {chosen.num_perm} lanes"
+    known = predicted(label)
     reckoned_all: list[float] = []
     bytes_in = 0.0
     warm = time.perf_counter() + WARM_SECONDS
@@ -303,7 +303,7 @@ def sign_kernels(
             continue
         number += 1
         assert timed.needed is not None
-        units, folded = (int(value) for value in fetched(target, timed.needed[:2], stream))
+        units, folded = (int(value) for value in fetched(target.device, timed.needed[:2], stream))
         assert units == signed.unit_count.sum(), "more than one piece"
         text_size = int(offsets[-1] - offsets[0])
         bytes_in += text_size / sizes.rounds
@@ -319,7 +319,6 @@ def sign_kernels(
             of.setdefault(name, []).append(found[name])
             queued.setdefault(name, []).append(timed.queued[name])
             floors.setdefault(name, []).append(floor[name])
-    label = kind if params is None else f"{kind}, {chosen.shingle}, {chosen.num_perm} lanes"
     label += ", hashes kept" if keep else ""
     about = {"documents": len(inputs[0]), "text_bytes": round(bytes_in)}
     cases = []
@@ -377,9 +376,11 @@ def intersections(target: Target, sizes: Sizes, ceilings: Ceilings) -> Case:
     sets = random_words(count * size, SEED).reshape(count, size) % stratum + base
     for_twins = np.arange(0, count - 1, 2)
     sets[for_twins + 1, ::2] = sets[for_twins, ::2]
-    values = sent(target, sets.reshape(-1), stream)
-    address = sent(target, np.uint64(values.address) + np.arange(count, dtype=np.uint64) * np.uint64(4 * size), stream)
-    lengths = sent(target, np.full(count, size, np.uint32), stream)
+    values = uploaded(target, sets.reshape(-1), stream)
+    address = uploaded(
+        target, np.uint64(values.address) + np.arange(count, dtype=np.uint64) * np.uint64(4 * size), stream
+    )
+    lengths = uploaded(target, np.full(count, size, np.uint32), stream)
     lefts, rights = [], []
     for number in range(SETS):
         left = random_words(sizes.pairs, SEED + 2 * number) % np.uint32(count)
@@ -387,7 +388,7 @@ def intersections(target: Target, sizes: Sizes, ceilings: Ceilings) -> Case:
         twin = np.minimum(left ^ np.uint32(1), np.uint32(count - 1))
         lefts.append(left)
         rights.append(np.where(other % 2 == 0, twin, other % np.uint32(count)).astype(np.uint32))
-    on_it = [(sent(target, a, stream), sent(target, b, stream)) for a, b in zip(lefts, rights, strict=True)]
+    on_it = [(uploaded(target, a, stream), uploaded(target, b, stream)) for a, b in zip(lefts, rights, strict=True)]
     common = device.alloc(sizes.pairs, np.uint32)
 
     def work(i: int) -> None:
@@ -395,7 +396,7 @@ def intersections(target: Target, sizes: Sizes, ceilings: Ceilings) -> Case:
         device.launch("intersect_pairs", -(-sizes.pairs // 8), 256, args, stream)
 
     work(0)
-    found = fetched(target, common, stream)
+    found = fetched(target.device, common, stream)
     for pair in (noise(SEED, min(2000, sizes.pairs)) % np.uint64(sizes.pairs)).astype(np.int64):
         assert found[pair] == _cpu.intersect(sets[lefts[0][pair]], sets[rights[0][pair]], 0), f"pair {pair}"
     seconds = on_device(target, stream, sizes.rounds, work)

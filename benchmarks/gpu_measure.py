@@ -19,7 +19,7 @@ from common import cache_directory
 from gpu_target import REHEARSAL, Target, description
 
 from gpudedup.backends.cuda.backend import PIECE_BYTES
-from gpudedup.backends.cuda.device import DeviceArray, HostArray, Stream
+from gpudedup.backends.cuda.device import DeviceArray, HostArray, Stream, sent
 from gpudedup.machine import available_memory_bytes, free_bytes, worker_count
 from gpudedup.store.atomic import atomic_file
 
@@ -168,18 +168,11 @@ def one_by_one(parts: Iterable[Callable[[], Iterable[Case]]], deadline: float) -
         raise SystemExit(f"{failed} failed, as told above")
 
 
-def sent(target: Target, values: HostArray, stream: Stream) -> DeviceArray:
-    array: DeviceArray = target.device.alloc(len(values), values.dtype)
-    target.device.upload(values, array, stream)
+def uploaded(target: Target, values: HostArray, stream: Stream) -> DeviceArray:
+    """A copy on the device, which is there: ``values`` need not stay."""
+    array = sent(target.device, values, stream)
     stream.synchronize()
     return array
-
-
-def fetched(target: Target, array: DeviceArray, stream: Stream) -> HostArray:
-    host = np.empty(array.size, array.dtype)
-    target.device.download(array, host, stream)
-    stream.synchronize()
-    return host
 
 
 def random_words(count: int, seed: int) -> npt.NDArray[np.uint32]:

@@ -41,9 +41,6 @@ class Target(Protocol):
     def seconds(self, begin: Mark, end: Mark) -> float:
         """Between two marks; waits for the second."""
 
-    def copy(self, source: DeviceArray, target: DeviceArray, stream: Stream) -> None:
-        """Copy on the device."""
-
     def run(self, source: str, kernel: str, blocks: int, threads: int, args: Args, stream: Stream) -> None:
         """Launch a kernel of a source of its own, compiled as those of csrc/cuda are."""
 
@@ -68,13 +65,6 @@ class Gpu:
         with self.device.current("waiting for an event"):
             end.synchronize()
             return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3
-
-    def copy(self, source: DeviceArray, target: DeviceArray, stream: Any) -> None:
-        runtime = self._cupy.cuda.runtime
-        with self.device.current("copying on the device"):
-            runtime.memcpyAsync(
-                target.address, source.address, source.nbytes, runtime.memcpyDeviceToDevice, stream.handle.ptr
-            )
 
     def run(self, source: str, kernel: str, blocks: int, threads: int, args: Args, stream: Any) -> None:
         if source not in self._modules:
@@ -101,12 +91,6 @@ class Rehearsal:
 
     def seconds(self, begin: Mark, end: Mark) -> float:
         return float(end - begin)
-
-    def copy(self, source: DeviceArray, target: DeviceArray, stream: Stream) -> None:
-        host = np.empty(source.size, source.dtype)
-        self.device.download(source, host, stream)
-        stream.synchronize()
-        self.device.upload(host, target, stream)
 
     def run(self, source: str, kernel: str, blocks: int, threads: int, args: Args, stream: Stream) -> None:
         import emulator

@@ -81,6 +81,11 @@ def lane_constants(seed: int, count: int) -> tuple[U32, U32]:
     return high[0::2] | np.uint32(1), np.ascontiguousarray(high[1::2])
 
 
+def document_bytes(params: Params) -> int:
+    """What a document takes on the device beside its values: offsets, counts, scope, content, keys, lanes."""
+    return 48 + 8 * params.banding.bands + 4 * params.num_perm
+
+
 @dataclass(slots=True)
 class _Slot:
     """Memory of one piece on its way: what goes up and comes down, on both sides."""
@@ -179,6 +184,7 @@ class Signer:
         self._unit, self._n = parse_shingle(params.shingle)
         self._lane_count = params.num_perm
         self._bands, self._rows = params.banding
+        self._document_bytes = document_bytes(params)
         self._bound = max(1, min(piece_bytes, MAX_PIECE_BYTES - 1))
         self._up, self._compute, self._down = device.stream(), device.stream(), device.stream()
         self._fetch = device.stream()  # also down, of what is asked for while others wait in `_down` for kernels
@@ -205,11 +211,6 @@ class Signer:
     def _width(self) -> int:
         """Bytes of a value."""
         return 8 if self._unit == "tokens" else 1
-
-    @property
-    def _document_bytes(self) -> int:
-        """What a document takes on the device beside its values: offsets, counts, scope, content, keys, lanes."""
-        return 48 + 8 * self._bands + 4 * self._lane_count
 
     def sign(self, requests: Iterable[Request]) -> Iterator[SignedBatch]:
         """The results of each request, in order. While one is waited for, the next ones are under way.
