@@ -7,8 +7,10 @@ match      match, verify by signature and decide, of generated signatures
 nvtext     runs of 24 characters, 260 lanes, beside libcudf's nvtext.minhash, if GPUDEDUP_NVTEXT names a folder with it
 sweep      one thing varied at a time, on the GPU and on the CPU: sizes of inputs, documents and batches, languages, ...
 
-A case is timed only after its result, or a sample of it, was that of the CPU backend. Times are of device events
-for work on the device, of the clock for what ends on the host; inputs rotate, so that no run finds its own in a cache.
+A case is recorded only after its result, or a sample of it, was that of the CPU backend. Two exceptions: the most
+signatures of match, where there is no time for that, after a sample of removals was checked by lanes; and libcudf, with
+whether what it gives is as documented. Times are of device events for work on the device, of the clock for what ends on
+the host. Inputs rotate, so that no run finds a piece of long documents in a cache; three of short ones fit into one.
 A floor is the least that the work can take: bytes that must move over the measured rate of copies, or instructions over
 their measured rate, whichever is more. Each suite writes FOLDER/GPU-DATE-gpu-SUITE.json, anew after each case;
 report.py makes tables of them. --scale S does S times the full work, which is what bars are set for.

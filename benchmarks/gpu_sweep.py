@@ -10,6 +10,7 @@ import itertools
 import json
 import statistics
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from gpu_target import REHEARSAL, Target
 
 import gpudedup
 from gpudedup.backends import Backend
-from gpudedup.backends.base import ToSign
+from gpudedup.backends.base import SignedBatch, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.bench.corpus import join
@@ -132,33 +133,27 @@ def batches(text: pa.Array, batch_bytes: int) -> list[pa.Array]:
     return [text[first:last] for first, last in itertools.pairwise(ends)]
 
 
-def signed(backend: Backend, parts: list[pa.Array]) -> Callable[[int], Any]:
-    """What signs the batches, and gives a digest of all band keys."""
-
-    def work(_: int) -> int:
-        keys = [each.band_keys for each in backend.sign(ToSign(part, band_keys=True) for part in parts)]
-        return hash(tuple(int(np.bitwise_xor.reduce(each, axis=None)) for each in keys))
-
-    return work
+def signed(backend: Backend, parts: list[pa.Array]) -> Iterator[SignedBatch]:
+    """The batches with their band keys."""
+    return backend.sign(ToSign(part, band_keys=True) for part in parts)
 
 
 def measured(target: Target, axis: str, value: Any, point: Point) -> Iterator[Case]:
     """A job from Arrow to the mask on the CPU and on the GPU, warm, and signing alone in batches of the point's size.
 
-    Both must give equal keys and equal masks.
+    Both must give equal keys and equal masks, else neither is a case.
     """
     params = Params(num_perm=point.num_perm)
     text = made(point.mix, point.document_bytes, point.copies, point.text_bytes)
     table, parts = pa.table({"text": text}), batches(text, point.batch_bytes)
     size = text_bytes(text)
-    answers = []
+    answers, cases = [], []
     for device, backend in (
         ("cpu", CpuBackend(params, "as asked")),
         ("cuda", CudaBackend(params, target.device, "as asked")),
     ):
-        work = signed(backend, parts)
-        digest = work(0)
-        signing = statistics.median(on_host(2, work))
+        keys = [each.band_keys for each in signed(backend, parts)]
+        signing = statistics.median(on_host(2, lambda _, backend=backend: deque(signed(backend, parts), maxlen=0)))
         results: list[Any] = []
         seconds = on_host(
             2 if device == "cpu" else 3,
@@ -167,23 +162,26 @@ def measured(target: Target, axis: str, value: Any, point: Point) -> Iterator[Ca
             ),
         )
         mask = results[-1].keep_mask
-        answers.append((digest, mask))
-        yield case(
-            f"{axis} {value}, {device}",
-            seconds[1:],
-            axis=axis,
-            value=value,
-            device=device,
-            text_bytes=size,
-            documents=len(text),
-            removed=mask.false_count,
-            gigabytes_of_text_per_second=size / statistics.median(seconds[1:]) / 1e9,
-            signing_gigabytes_per_second=size / signing / 1e9,
-            stages={stage: round(took, 4) for stage, took in results[-1].summary().seconds.items()},
-            workers=worker_count(),
-        )
-    assert answers[0][0] == answers[1][0], f"{axis} {value}: the GPU makes other band keys than the CPU"
-    assert answers[0][1].equals(answers[1][1]), f"{axis} {value}: the GPU keeps other rows than the CPU"
+        answers.append((keys, mask))
+        about = {
+            "axis": axis,
+            "value": value,
+            "device": device,
+            "text_bytes": size,
+            "documents": len(text),
+            "removed": mask.false_count,
+            "gigabytes_of_text_per_second": size / statistics.median(seconds[1:]) / 1e9,
+            "signing_gigabytes_per_second": size / signing / 1e9,
+            "stages": {stage: round(took, 4) for stage, took in results[-1].summary().seconds.items()},
+            "workers": worker_count(),
+        }
+        cases.append((f"{axis} {value}, {device}", seconds[1:], about))
+    (own_keys, own_mask), (gpu_keys, gpu_mask) = answers
+    equal = all(np.array_equal(*pair) for pair in zip(own_keys, gpu_keys, strict=True))
+    assert equal, f"{axis} {value}: the GPU makes other band keys than the CPU"
+    assert own_mask.equals(gpu_mask), f"{axis} {value}: the GPU keeps other rows than the CPU"
+    for name, seconds, about in cases:
+        yield case(name, seconds, **about)
 
 
 def starts(device: str) -> Case:
