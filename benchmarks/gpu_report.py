@@ -70,7 +70,8 @@ class Bar:
                 if field and case[field] < least:
                     return f"{self.show(value)}, but of {case[field]:.3g} {field.replace('_', ' ')} only"
                 good = value <= self.bar if self.falling else value >= self.bar
-                return f"{self.show(value)}: {verdict(good)}"
+                doubt = "" if case.get("as_documented", True) else ", of signatures that are not as documented"
+                return f"{self.show(value)}: {verdict(good)}{doubt}"
         return NOT_MEASURED
 
 
@@ -195,7 +196,8 @@ def cases_of(result: Result) -> str:
             stages = ", ".join(f"{stage} {took:.3g} s" for stage, took in case["stages"].items())
             parts.append(f"- {case['case']}: {stages}")
         if "as_documented" in case:
-            parts.append(f"- signatures of libcudf {case['version']} that are as documented: {case['as_documented']}")
+            are = "are" if case["as_documented"] else "**are not**"
+            parts.append(f"- signatures of libcudf {case['version']} {are} as it documents them")
     if any(case.get("files_in_memory") for case in result["cases"]):
         parts.append("- the files lay in memory (/dev/shm)")
     return "\n".join([*parts, ""])
@@ -231,7 +233,11 @@ def worth(found: dict[tuple[str, Any], dict[str, Case]]) -> Iterator[str]:
     extra = start["cuda"]["median_seconds"] - start["cpu"]["median_seconds"]
     largest = max(sizes, key=lambda both: both["cpu"]["text_bytes"])
     gpu, cpu = (largest[device]["median_seconds"] / largest[device]["text_bytes"] for device in ("cuda", "cpu"))
-    text = f"The first job of a process takes {extra:.3g} s more on the GPU than on the CPU"
+    more = "more" if extra > 0 else "less"
+    text = f"The first job of a process takes {abs(extra):.3g} s {more} on the GPU than on the CPU"
+    if extra <= 0:
+        yield f"{text}, and of the largest text the GPU is the {'quicker' if gpu < cpu else 'slower'} one.\n"
+        return
     if gpu >= cpu:
         yield f"{text}, and of the largest text the GPU is the slower one: it is worth it nowhere.\n"
         return
@@ -241,12 +247,13 @@ def worth(found: dict[tuple[str, Any], dict[str, Case]]) -> Iterator[str]:
     )
 
 
-TITLES = {
-    "ceilings": "Ceilings",
-    "kernels": "Kernels",
-    "job": "Whole jobs",
-    "match": "Signatures to decisions",
-    "nvtext": "Beside libcudf",
+SECTIONS = {
+    "ceilings": ("Ceilings", cases_of),
+    "kernels": ("Kernels", cases_of),
+    "job": ("Whole jobs", cases_of),
+    "match": ("Signatures to decisions", cases_of),
+    "nvtext": ("Beside libcudf", cases_of),
+    "sweep": ("Where the CPU is the better choice", sweeps),
 }
 
 
@@ -259,8 +266,7 @@ def newest(folder: Path) -> dict[str, Suites]:
     return found
 
 
-def where(gpu: str, suites: Suites) -> str:
-    result = max(suites.values(), key=lambda result: result["date"])
+def where(gpu: str, result: Result) -> str:
     m = result["machine"]
     rehearsed = "**Of a rehearsal: these are no figures of a GPU.** " if result["emulated"] else ""
     scaled = "" if result["scale"] == 1 else f"; {result['scale']:g} of the full work"
@@ -278,10 +284,10 @@ def render(folder: Path, model: Model) -> str:
         return f"**Nothing of this was measured: no GPU was at hand.**\n\n{bars({}, model)}"
     parts = []
     for gpu, suites in found.items():
-        parts += [where(gpu, suites), bars(suites, model)]
-        parts += [f"### {title}\n\n{cases_of(suites[suite])}" for suite, title in TITLES.items() if suite in suites]
-        if "sweep" in suites:
-            parts.append(f"### Where the CPU is the better choice\n\n{sweeps(suites['sweep'])}")
+        parts.append(f"{gpu}; of which machine and commit a figure is, its table below says.\n\n{bars(suites, model)}")
+        for suite, (title, tables) in SECTIONS.items():
+            if suite in suites:
+                parts.append(f"### {title}\n\n{where(gpu, suites[suite])}\n{tables(suites[suite])}")
     return "\n".join(parts)
 
 

@@ -104,13 +104,24 @@ def test_bars_of_a_gpu(tmp_path: Path) -> None:
         path = tmp_path / f"planted-2026-01-01-gpu-{suite}.json"
         path.write_text(json.dumps(gpu_result(suite, cases)))
     model = json.loads(gpu_report.PREDICTED.read_text())
+    for path, commit in zip(sorted(tmp_path.iterdir()), ("of job", "of kernels", "of match"), strict=True):
+        result = json.loads(path.read_text())
+        result["machine"]["commit"] = commit
+        path.write_text(json.dumps(result))
     page = gpu_report.render(tmp_path, model)
+    sections = dict(part.split("\n", 1) for part in page.split("### ")[1:])
+    assert "commit of kernels" in sections["Kernels"]
+    assert "commit of job" in sections["Whole jobs"]
+    assert "commit of match" in sections["Signatures to decisions"]
     english = 1e-9 / model["seconds_per_byte"]["english, 2 kB"]["all"]
     assert f"128 lanes, english, 2 kB | 100 GB/s | 300 GB/s | 101 GB/s: holds | {english:.3g} GB/s |" in page
     assert "128 lanes, chinese, 2 kB | 50 GB/s | 150 GB/s | 49 GB/s: **misses**" in page
     assert "| 9 GB/s, but of 4e+09 text bytes only |" in page
     assert "10^8 signatures | 10 s | 2 s | 9 s: holds |" in page
     assert f"nvtext.minhash, char:24, 260 lanes | 5 times | 20 times | {gpu_report.NOT_MEASURED} |" in page
+    peer = {"case": "english, 2 kB, char:24, 260 lanes: libcudf", "our_speed_over_it": 6.0, "version": "0"}
+    results = {"nvtext": gpu_result("nvtext", [{**peer, "as_documented": False}])}
+    assert "| 6 times: holds, of signatures that are not as documented |" in gpu_report.bars(results, model)
 
 
 def test_where_a_gpu_is_worth_its_start() -> None:
@@ -128,3 +139,7 @@ def test_where_a_gpu_is_worth_its_start() -> None:
     assert "| text | 1,000,000,000 | 1000 | 5000 | 5 | 1 | 1 |" in page
     slower = [{**case, "median_seconds": 9.0} if case["device"] == "cuda" else case for case in cases]
     assert "worth it nowhere" in gpu_report.sweeps(gpu_result("sweep", slower))
+    sooner = [{"axis": "start", "device": "cuda", "median_seconds": 0.25}, cases[0], *cases[2:]]
+    page = gpu_report.sweeps(gpu_result("sweep", sooner))
+    assert "takes 0.25 s less on the GPU than on the CPU, and of the largest text the GPU is the quicker one" in page
+    assert "MB on" not in page

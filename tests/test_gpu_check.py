@@ -16,6 +16,7 @@ import sys
 import time
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import numpy as np
 import pytest
 from fake_cupy import FakeCupy
 
+import gpudedup
 from gpudedup.backends.cuda import program
+from gpudedup.backends.cuda.backend import CudaBackend
 from gpudedup.backends.cuda.device import DeviceArray
 
 # One worker rehearses once for all tests here.
@@ -215,6 +218,7 @@ def test_libcudf_is_measured_beside_ours(rehearsal: Rehearsal) -> None:
     assert peer["as_documented"] is False
     [mine] = [case for case in ours if case["case"].endswith("signatures there")]
     rate = "gigabytes_of_text_per_second"
+    assert mine["predicted_seconds"] > 0
     assert peer["our_speed_over_it"] == pytest.approx(mine[rate] / peer[rate])
 
 
@@ -243,6 +247,7 @@ def test_every_bar_has_a_row(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPat
     assert all(figure.endswith(", rehearsed") for what, figure in named.items() if what not in small)
     assert all(what in done.stdout for what in named)
     assert "no figures of a GPU" in gpu_report.render(out, model)
+    assert "signatures of libcudf of a test **are not** as it documents them" in gpu_report.render(out, model)
 
 
 def test_what_is_left(rehearsal: Rehearsal) -> None:
@@ -299,6 +304,18 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert rows["sweep"][0] == 0
 
 
+def test_corpora_do_not_outlive_a_failure(tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    job = """*"bench_gpu.py job"*) mkdir -p "$GPUDEDUP_BENCH_DIR"; echo text >"$GPUDEDUP_BENCH_DIR/corpus"; exit 3 ;;"""
+    left = """*"bench_gpu.py sweep"*) [ ! -e "$GPUDEDUP_BENCH_DIR/corpus" ] || exit 4 ;;"""
+    stand_in(tools, "python3", f'case "$*" in {job} {left} *gpudedup._cpu*) echo "$PYTHONPATH" ;; esac')
+    stand_in(tools, "nvidia-smi", "")
+    rows = rows_of_table(check(tools, tmp_path / "out", "job", "sweep").stdout)
+    assert rows["job"] == (3, "FAILED")
+    assert rows["sweep"] == (0, "passed")
+
+
 def test_the_time_of_all_is_bounded(tmp_path: Path) -> None:
     """Nine seconds for all: kernels take what is left of them, and what was recorded by then stays."""
     tools, out = tmp_path / "tools", tmp_path / "out"
@@ -333,7 +350,6 @@ class EmulatingCupy(FakeCupy):
 
     def __init__(self) -> None:
         super().__init__()
-        self.cuda.runtime.memcpyDeviceToDevice = 3
         ticks = itertools.count()
         self.cuda.Event.record = lambda event, stream: setattr(event, "time", next(ticks))
         self.cuda.get_elapsed_time = lambda begin, end: float(end.time - begin.time)  # milliseconds
@@ -406,6 +422,68 @@ def test_kernels_are_queued_behind_other_work(monkeypatch: pytest.MonkeyPatch) -
         assert found.keys() == timed.queued.keys() == {"fill", "count_shingles", "all"}
         assert 0 < timed.queued["all"] == timed.queued["count_shingles"]
     assert occupied == [stream] * 2
+
+
+def rehearsed_sizes(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any, Any]:
+    """A target, sizes and ceilings."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu_measure
+    import gpu_target
+
+    sizes = gpu_measure.Sizes.that_fit(1 << 30, 1 << 30, 1 << 30, 2, gpu_measure.REHEARSED)
+    return gpu_target.Rehearsal(), sizes, gpu_measure.Ceilings(1e9, 1e9, 1e9, 1e9)
+
+
+@pytest.mark.parametrize("fault", ["keys", "mask", None])
+def test_a_wrong_job_is_no_case_of_the_sweep(fault: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys of documents that are swapped, or another row kept."""
+    target, *_ = rehearsed_sizes(monkeypatch)
+    import gpu_sweep
+
+    signed, deduplicate = gpu_sweep.signed, gpudedup.deduplicate
+
+    def planted_keys(backend: Any, parts: Any) -> Iterator[Any]:
+        for each in signed(backend, parts):
+            swapped = fault == "keys" and isinstance(backend, CudaBackend)
+            yield replace(each, band_keys=each.band_keys[:, ::-1]) if swapped else each
+
+    def planted_mask(table: Any, *, device: str, **more: Any) -> Any:
+        swapped = fault == "mask" and device == "cuda"
+        return deduplicate(table.take(list(range(len(table)))[::-1]) if swapped else table, device="cpu", **more)
+
+    monkeypatch.setattr(gpu_sweep, "signed", planted_keys)
+    monkeypatch.setattr(gpu_sweep, "gpudedup", types.SimpleNamespace(deduplicate=planted_mask))
+    cases = gpu_sweep.measured(target, "text", 20_000, gpu_sweep.Point(20_000, document_bytes=200))
+    if fault is None:
+        assert [case["device"] for case in cases] == ["cpu", "cuda"]
+    else:
+        with pytest.raises(AssertionError, match={"keys": "other band keys", "mask": "other rows"}[fault]):
+            next(cases)
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_wrong_decision_is_no_case_of_match(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, sizes, ceilings = rehearsed_sizes(monkeypatch)
+    import gpu_jobs
+
+    decided = gpu_jobs.decided
+
+    def planted(signed: Any, params: Any, backend: Any) -> Any:
+        found, stages = decided(signed, params, backend)
+        if signed.rows == sizes.documents[wrong] and isinstance(backend, CudaBackend):
+            found = replace(found, reason=found.reason + 1)
+        return found, stages
+
+    monkeypatch.setattr(gpu_jobs, "decided", planted)
+    cases = gpu_jobs.match_suite(target, sizes, ceilings, math.inf)
+    assert [next(cases)["documents"] for _ in range(2 * wrong)] == [sizes.documents[0]] * 2 * wrong
+    with pytest.raises(AssertionError, match="reason"):
+        next(cases)
+    monkeypatch.setattr(gpu_jobs, "decided", decided)
+    cases = gpu_jobs.match_suite(target, sizes, ceilings, math.inf)
+    for count, (slower, found) in zip(sizes.documents, zip(cases, cases, strict=True), strict=True):
+        assert slower["documents"] == found["documents"] == count
+        assert 18 * 8 * count < found["floor_seconds"] * ceilings.up < (18 * 8 + 4 * 128) * count
 
 
 def test_a_part_that_fails_keeps_no_other_out(

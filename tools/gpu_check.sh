@@ -54,7 +54,7 @@ wanted=(environment build "${@:2}")
 [ $# -gt 1 ] || wanted=("")
 
 stage() { # stage NAME SECONDS FUNCTION [ARGUMENT]: runs it, logs what it says, and shows the end of that
-  local name=$1 limit=$2 begin=$SECONDS status=0 verdict=passed cut="" said each
+  local name=$1 limit=$2 lines=${lines:-3} begin=$SECONDS status=0 verdict=passed cut="" said each
   shift 2
   for each in "${wanted[@]}"; do [[ $name != "$each"* ]] || break; done
   [[ $name == "$each"* ]] || return
@@ -82,7 +82,8 @@ stage() { # stage NAME SECONDS FUNCTION [ARGUMENT]: runs it, logs what it says, 
     FAILED*) failures=$((failures + 1)) && lines=40 ;;
     not*) lines=1 ;;
   esac
-  tail -c +$((said + 1)) "$log" | tail -n "${lines:-3}"
+  rm -rf "${corpora:?}"/* # much, and of no use to other stages
+  tail -c +$((said + 1)) "$log" | tail -n "$lines"
   table+=$(printf '%-22s rc %-4s %4d s of %-4d %s' "$name" "$status" "$((SECONDS - begin))" "$limit" "$verdict")$'\n'
 }
 
@@ -174,7 +175,6 @@ sanitize() { # sanitize TOOL: a test that launches every kernel
 
 measure() { # measure SUITE
   python3 benchmarks/bench_gpu.py "$1" --seconds $((LIMIT - 5)) --results "$results"
-  rm -rf "$corpora"/* # of no use to other stages, and much
 }
 
 bars() {
