@@ -213,6 +213,7 @@ __global__ void everything(FoldTable table, const uint8_t* text, int64_t size, u
       const uint32_t length = decode_short(start[0], &code_point);
       at += length != 0 ? length : decode_utf8(text + at, size - at, &code_point);
       fold_code_point(table, code_point, Take{&units, words == 1});
+      out[2] += kind_of_fixed(table, code_point, fold_entry(table, code_point));
     }
     close_unit(units);
     out[2] += bit_count(gather_tops(ascii_joiners(start[0]))) + highest_bit(start[1]) + lowest_bit(bits_below(end[0]));
