@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -266,10 +267,14 @@ def read_ahead(parts: Iterator[Iterator[Item]], params: Params, workers: int) ->
     Where memory is scarce it is one thread, and what it has freed goes back to the system after each batch."""
     if is_memory_scarce(params):
         return abreast(parts, 1, 1, after=release_memory)
-    memory_bytes = default_memory_bytes() if params.memory is None else parse_memory(params.memory)
+    return abreast(parts, _reader_threads(params.memory, workers), 1)
+
+
+@functools.cache  # a second read asks for every shard, and what is free is read from the system
+def _reader_threads(memory: int | str | None, workers: int) -> int:
+    memory_bytes = default_memory_bytes() if memory is None else parse_memory(memory)
     # A core decodes 1 GB of text a second, and signs 0.6: of three workers' time one is the readers'.
-    threads = min(workers, 2 + workers // 4, memory_bytes // (8 * 2 * TARGET_BYTES))
-    return abreast(parts, max(1, threads), 1)
+    return max(1, min(workers, 2 + workers // 4, memory_bytes // (8 * 2 * TARGET_BYTES)))
 
 
 def sign_pieces(
