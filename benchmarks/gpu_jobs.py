@@ -182,7 +182,8 @@ def generated(count: int, params: Params) -> Signed:
     with ThreadPoolExecutor(worker_count()) as threads:
         list(threads.map(fill, range(0, count, 1 << 16)))
     bands, rows = params.banding
-    keys = _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=None, workers=worker_count())
+    every = _cpu.Lanes([[lanes]], params.num_perm)
+    keys = np.stack([every.band_keys(band, rows=rows, workers=worker_count()) for band in range(bands)])
     return Signed(
         shard_first=np.array([0, count]),
         signatures=HeldSignatures([keys], [[lanes]]),

@@ -44,9 +44,11 @@ def sign(documents: list[bytes], *, workers: int = 1, **options: Any) -> tuple[n
     text = np.frombuffer(b"".join(documents), np.uint8).copy()
     offsets = np.cumsum([0, *map(len, documents)]).astype(np.int64)
     settings = {"unit": "word", "n": 5, "fold": "full", "num_perm": 16, "seed": 3, **options}
-    signed = _cpu.Signer(**settings).sign(text, offsets, keep_hashes=True, workers=workers)
-    assert signed[3] is not None
-    assert signed[4] is not None
+    scope_keys = np.arange(len(documents), dtype=np.uint64)
+    signed = _cpu.Signer(**settings).sign(
+        text, offsets, bands=(5, 3), scope_keys=scope_keys, keep_hashes=True, workers=workers
+    )
+    assert all(made is not None for made in signed)
     return signed  # type: ignore[return-value]
 
 
@@ -64,8 +66,8 @@ def test_text_of_every_size_and_kind(unit: str, n: int, fold: str) -> None:
     assert_equal(together, sign(documents, unit=unit, n=n, fold=fold, workers=5))
     for number, document in enumerate(documents):  # each alone at the end of its own memory
         alone = sign([document], unit=unit, n=n, fold=fold)
-        for a, b in zip(alone[:3], together[:3], strict=True):
-            np.testing.assert_array_equal(a[0], b[number])
+        for made, among in zip(alone[:3], together[:3], strict=True):
+            np.testing.assert_array_equal(made[0], among[number])
 
 
 @pytest.mark.parametrize(
@@ -73,19 +75,19 @@ def test_text_of_every_size_and_kind(unit: str, n: int, fold: str) -> None:
 )
 def test_one_thing_a_hundred_thousand_times(piece: bytes) -> None:
     for unit, fold in itertools.product(("word", "char"), ("full", "none")):
-        (lanes, content, units, _, bounds) = sign([piece * 100_000, b"tail"], unit=unit, fold=fold)
+        (content, units, lanes, _, _, bounds) = sign([piece * 100_000, b"tail"], unit=unit, fold=fold)
         assert bounds[-1] >= 0
         assert units[1] == (1 if unit == "word" else 4)
         again = sign([piece * 100_000, b"tail"], unit=unit, fold=fold, workers=3)
-        np.testing.assert_array_equal(lanes, again[0])
-        np.testing.assert_array_equal(content, again[1])
+        np.testing.assert_array_equal(lanes, again[2])
+        np.testing.assert_array_equal(content, again[0])
 
 
 def test_tokens() -> None:
     tokens = np.arange(20_000, dtype=np.int64) * -7
     offsets = np.array([0, 0, 1, 4, 5, 9000, 20_000], np.int32)
     signer = _cpu.Signer(unit="tokens", n=5, fold="full", num_perm=8, seed=0)
-    _, _, units, hashes, bounds = signer.sign(tokens, offsets, keep_hashes=True, workers=4)
+    _, units, *_, hashes, bounds = signer.sign(tokens, offsets, keep_hashes=True, workers=4)
     assert units.tolist() == np.diff(offsets).tolist()
     assert hashes is not None
     assert bounds is not None
@@ -94,7 +96,8 @@ def test_tokens() -> None:
 
 def buckets_of(lanes: np.ndarray, *, workers: int = 1, window: int = 4, **options: Any) -> Any:
     documents = np.arange(len(lanes), dtype=np.uint32)
-    keys = _cpu.band_keys(lanes, bands=4, rows=2)
+    every = _cpu.Lanes([[lanes]], lanes.shape[1])
+    keys = [every.band_keys(band, rows=2, workers=workers) for band in range(4)]
     bands = [_cpu.sort_band(band, documents, memory_bytes=1 << 30, workers=workers) for band in keys]
     place = {"memory_bytes": 1 << 30, "directory": "/"}
     return _cpu.Buckets(bands, count=len(lanes), window=window, workers=workers, **{**place, **options})
@@ -111,7 +114,7 @@ def random_sets(count: int, seed: int) -> list[set[int]]:
     return sets
 
 
-def filled_store(sets: list[set[int]], memory_bytes: int, directory: Path) -> Any:
+def filled_store(sets: list[set[int]], memory_bytes: int, directory: Path, *, adopt: bool = False) -> Any:
     store = _cpu.SetStore(count=len(sets), memory_bytes=memory_bytes, directory=str(directory))
     for first in range(0, len(sets), 50):
         part = [[*members, *members] for members in sets[first : first + 50]]  # every member twice, in any order
@@ -119,19 +122,66 @@ def filled_store(sets: list[set[int]], memory_bytes: int, directory: Path) -> An
         rows = np.arange(len(part), dtype=np.uint32)
         hashes = np.array([member for members in part for member in members], np.uint32)
         offsets = np.cumsum([0, *map(len, part)]).astype(np.int64)
-        store.add(numbers, rows, hashes, offsets, workers=3)
+        store.add(numbers, rows, hashes, offsets, adopt=adopt, workers=3)
     return store
 
 
+def spread_like(kind: str, size: int, draw: np.random.Generator) -> np.ndarray:
+    values = draw.integers(0, 2**32, size, dtype=np.uint32)
+    if kind == "hashes":
+        return values
+    if kind == "repeats":
+        return values[draw.integers(0, size // 9 + 1, size)]
+    if kind == "leading digits alike":  # as a text may be made to have them
+        return values >> np.uint32(16) | np.uint32(0xABCD0000)
+    if kind == "one digit alike":
+        return values & np.uint32(0xFF00FFFF)
+    return np.sort(values)[::-1] if kind == "falling" else np.full(size, 2**32 - 1, np.uint32)
+
+
+@pytest.mark.parametrize(
+    "kind", ["hashes", "repeats", "leading digits alike", "one digit alike", "falling", "all alike"]
+)
+def test_sets_of_any_values_are_sorted_without_repeats(kind: str) -> None:
+    draw = np.random.default_rng(3)
+    for size in (0, 1, 2, 23, 24, 25, 64, 255, 256, 1000, 40_000, 300_000):
+        values = spread_like(kind, size, draw)
+        for adopt in (False, True):
+            store = _cpu.SetStore(count=1, memory_bytes=1 << 30, directory="/")
+            one = np.zeros(1, np.uint32)
+            store.add(one, one, values.copy(), np.array([0, size]), adopt=adopt, workers=1)
+            assert np.array_equal(store.get(0), np.unique(values))
+
+
+def test_sets_are_made_where_hashes_lie_if_memory_has_room() -> None:
+    hashes = np.random.default_rng(4).integers(0, 2**32, 100_000, dtype=np.uint32)
+    hashes[1::3] = hashes[::3][:-1]  # repeats
+    offsets = np.arange(0, 100_001, 1000)
+    sets = [np.unique(hashes[first : first + 1000]) for first in offsets[:-1]]
+    for wanted, memory_bytes in ((100, 400_000), (100, 399_999), (3, 12_000), (3, 11_999), (1, 1 << 30)):
+        store = _cpu.SetStore(count=100, memory_bytes=memory_bytes, directory="/tmp")
+        rows = np.sort(np.random.default_rng(wanted).permutation(100)[:wanted]).astype(np.uint32)
+        store.add(rows, rows, hashes.copy(), offsets, adopt=True, workers=2)  # only the store holds the copy now
+        fits = 4 * 1000 * wanted <= memory_bytes
+        assert store.bytes_in_memory == (4 * 1000 * wanted if fits else 0)
+        assert (store.bytes_on_disk > 0) == (not fits)
+        for row in rows.tolist():
+            assert np.array_equal(store.get(row), sets[row])
+        assert len(store.missing(np.arange(100, dtype=np.uint32))) == 100 - wanted
+
+
 @pytest.mark.parametrize("components", [False, True])
-@pytest.mark.parametrize("memory_bytes", [0, 1 << 30])
-def test_verify_is_jaccard_whatever_memory_and_workers(components: bool, memory_bytes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adopt", [False, True])
+@pytest.mark.parametrize("memory_bytes", [0, 20_000, 1 << 30])
+def test_verify_is_jaccard_whatever_memory_and_workers(
+    components: bool, memory_bytes: int, adopt: bool, tmp_path: Path
+) -> None:
     count = 1500
     sets = random_sets(count, seed=5)
     minima = [[min((7919 * x + 31 * j) % 257 for x in members) % 6 for j in range(8)] for members in sets]
     lanes = np.array(minima, np.uint32)
-    store = filled_store(sets, memory_bytes, tmp_path)
-    assert (store.bytes_on_disk > 0) == (memory_bytes == 0)
+    store = filled_store(sets, memory_bytes, tmp_path, adopt=adopt)
+    assert (store.bytes_on_disk > 0) == (memory_bytes < 1 << 30)
     assert [set(store.get(i).tolist()) for i in range(count)] == sets
     answers = []
     for workers in (1, 4):
@@ -178,7 +228,13 @@ def test_candidates_follow_the_window() -> None:
         (lambda: _cpu.Lanes([[np.zeros((n, 2), np.uint32) for n in (3, 2)]], 4), "n, width"),
         (lambda: _cpu.Lanes([[np.zeros(4, np.uint32)]], 4), "n, width"),
         (lambda: _cpu.Lanes([[np.zeros((9, 4), np.uint32)]], 4).band_keys(2, rows=2, workers=1), "within num_perm"),
-        (lambda: buckets_of(np.zeros((4, 7), np.uint32)), "at most num_perm"),
+        (lambda: buckets_of(np.zeros((4, 7), np.uint32)), "within num_perm"),
+        (lambda: one_signed(np.array([0, 4]), bands=(4, 3)), "at most num_perm"),
+        (lambda: one_signed(np.array([0, 4]), bands=(1, 0)), "rows at least 1"),
+        (lambda: one_signed(np.array([0, 4]), bands=(1, 1), scope_keys=np.zeros(2, np.uint64)), "scope_keys"),
+        (lambda: adopted([1, 0], writeable=True), "ascend"),
+        (lambda: adopted([1, 1], writeable=True), "ascend"),
+        (lambda: adopted([0, 1], writeable=False), "writeable"),
         (lambda: buckets_of(np.zeros((4, 8), np.uint32), window=0), "window"),
         (lambda: buckets_of(np.zeros((4, 8), np.uint32), across=np.zeros(3, np.int32)), "across"),
         (lambda: buckets_of(np.zeros((4, 8), np.uint32)).candidates(0, 5), "must be documents"),
@@ -191,14 +247,22 @@ def test_arguments_that_do_not_fit_are_refused(call: Callable[[], Any], message:
         call()
 
 
-def one_signed(offsets: np.ndarray) -> Any:
+def one_signed(offsets: np.ndarray, **options: Any) -> Any:
     signer = _cpu.Signer(unit="word", n=5, fold="full", num_perm=8, seed=0)
-    return signer.sign(b"text", offsets, keep_hashes=False, workers=1)
+    return signer.sign(b"text", offsets, workers=1, **options)
+
+
+def adopted(rows: list[int], *, writeable: bool) -> None:
+    hashes = np.arange(9, dtype=np.uint32)
+    hashes.flags.writeable = writeable
+    store = _cpu.SetStore(count=2, memory_bytes=1 << 20, directory="/")
+    both = np.arange(2, dtype=np.uint32)
+    store.add(both, np.array(rows, np.uint32), hashes, np.array([0, 4, 9]), adopt=True, workers=1)
 
 
 def test_results_outlive_what_made_them() -> None:
     """Returned arrays own their memory."""
-    lanes, _, _, hashes, _ = sign([b"one two three four five six seven"] * 3)
+    _, _, lanes, _, hashes, _ = sign([b"one two three four five six seven"] * 3)
     buckets = buckets_of(lanes)
     expected = hashes.copy()
     del lanes

@@ -15,7 +15,6 @@ from corpora import EDGES, text_array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpudedup import _cpu
 from gpudedup.backends.base import U32, SignedBatch, ToSign
 from gpudedup.backends.cpu import CpuBackend
 from gpudedup.params import Params
@@ -131,13 +130,19 @@ def test_tokens_equal_reference() -> None:
 
 
 def test_band_keys_equal_reference() -> None:
-    signed = lanes(pa.array(["some words that make a signature here", "other words"]))
-    scopes = np.array([0, 2**64 - 1], np.uint64)
+    texts = pa.array(["some words that make a signature here", "other words"])
+    signed = lanes(texts, num_perm=128)
     for bands, rows in ((18, 7), (3, 1), (1, 128), (128, 1)):
-        keys = _cpu.band_keys(signed, bands=bands, rows=rows, scope_keys=scopes)
-        assert keys.shape == (bands, 2)
-        for i in range(2):
-            assert keys[:, i].tolist() == reference.band_keys(signed[i].tolist(), bands, rows, int(scopes[i]))
+        backend = CpuBackend(Params(num_perm=128, bands=bands, rows=rows), "as asked")
+        for scopes in (np.array([0, 2**64 - 1], np.uint64), None):
+            for with_lanes in (False, True):
+                [made] = backend.sign([ToSign(texts, scopes, band_keys=True, lanes=with_lanes)])
+                assert (made.lanes is not None) == with_lanes
+                assert made.band_keys is not None
+                assert made.band_keys.shape == (bands, 2)
+                for i in range(2):
+                    scope = 0 if scopes is None else int(scopes[i])
+                    assert made.band_keys[:, i].tolist() == reference.band_keys(signed[i].tolist(), bands, rows, scope)
 
 
 ODD_TEXT = st.text(

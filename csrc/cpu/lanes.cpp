@@ -64,16 +64,4 @@ void Lanes::band_keys(Context& context, uint32_t band, uint32_t rows, const uint
                size() < 2 * PIECE);
 }
 
-void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
-               uint32_t bands, uint32_t rows, uint64_t* out) {
-  context.each((count + PIECE - 1) / PIECE,
-               [&](size_t piece, unsigned) {
-                 for (size_t i = piece * PIECE; i < std::min(count, (piece + 1) * PIECE); ++i)
-                   for (uint32_t band = 0; band < bands; ++band)
-                     out[band * count + i] = band_key(band, scope_keys ? scope_keys[i] : SCOPE_NONE,
-                                                      lanes + i * lane_count + band * rows, rows);
-               },
-               count < 2 * PIECE);
-}
-
 }  // namespace gpudedup

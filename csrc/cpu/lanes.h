@@ -48,8 +48,4 @@ class Lanes {
   std::vector<size_t> ends_;
 };
 
-/// uint64[bands, count]: the band keys of `count` signatures. scope_keys [count] may be null.
-void band_keys(Context& context, const uint32_t* lanes, size_t count, uint32_t lane_count, const uint64_t* scope_keys,
-               uint32_t bands, uint32_t rows, uint64_t* out);
-
 }  // namespace gpudedup

@@ -42,6 +42,13 @@ class Scratch {
   /// Throws std::system_error when neither memory nor disk gives room.
   Mapping map(size_t bytes);
 
+  /// Counts memory that is held outside mappings, if it fits.
+  bool take(size_t bytes) {
+    if (in_memory_ + bytes > memory_bytes_) return false;
+    in_memory_ += bytes;
+    return true;
+  }
+
   uint64_t bytes_in_memory() const { return in_memory_; }
   uint64_t bytes_on_disk() const { return on_disk_; }
 

@@ -1,6 +1,7 @@
 // Shingle sets by document number.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -30,6 +31,12 @@ class SetStore {
   void add(Context& context, const uint32_t* numbers, const uint32_t* rows, size_t count, const uint32_t* hashes,
            const int64_t* offsets);
 
+  /// `add` without new memory: the sets are made where the `hash_count` hashes lie, and moved together at their front.
+  /// `owner` is held from then on; the pages after the sets go back to the system. Returns false, and does nothing, if
+  /// memory has no room for them. `rows` must ascend.
+  bool adopt(Context& context, const uint32_t* numbers, const uint32_t* rows, size_t count, uint32_t* hashes,
+             const int64_t* offsets, size_t hash_count, std::shared_ptr<void> owner);
+
   /// Adds one array as it is (a signature).
   void add_as_is(uint32_t number, const uint32_t* values, size_t size);
 
@@ -45,6 +52,7 @@ class SetStore {
   Scratch scratch_;
   std::vector<SetView> sets_;
   std::vector<Mapping> blocks_;
+  std::vector<std::shared_ptr<void>> adopted_;
   uint32_t* free_ = nullptr;
   size_t free_values_ = 0;
   std::mutex mutex_;

@@ -1,10 +1,9 @@
 #include "cpu/sign.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <new>
 
+#include "core/band.h"
 #include "core/minhash.h"
 
 namespace gpudedup {
@@ -26,28 +25,10 @@ namespace {
 constexpr int64_t PIECE_BYTES = 256 << 10;
 constexpr size_t PIECE_DOCUMENTS = 4096;
 constexpr size_t HUGE_HASHES = 4 << 20;
-constexpr size_t LARGE_PAGE = 2 << 20;
 // Below this much text a thread costs more than it saves.
 constexpr int64_t BRIEF_BYTES = 32 << 10;
 
 }  // namespace
-
-Values make_values(size_t count) {
-  size_t bytes = std::max<size_t>(1, count * sizeof(uint32_t));
-  if (bytes < 2 * LARGE_PAGE) {
-    Values values(static_cast<uint32_t*>(std::malloc(bytes)));
-    if (!values) throw std::bad_alloc();
-    return values;
-  }
-  size_t whole = bytes / LARGE_PAGE * LARGE_PAGE;
-  Values values(static_cast<uint32_t*>(std::aligned_alloc(LARGE_PAGE, whole + LARGE_PAGE)));
-  if (!values) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  // Advice: where it is not taken, pages are small. Not for the last one, which would be cleared for a part of it.
-  ::madvise(values.get(), whole, MADV_HUGEPAGE);
-#endif
-  return values;
-}
 
 SignWorker::SignWorker()
     : folded_(new uint8_t[TILE_FOLDED_BYTES]()),
@@ -100,8 +81,7 @@ void Signer::give_back(std::unique_ptr<SignWorker> worker) const {
   idle_.push_back(std::move(worker));
 }
 
-void sign(Context& context, const Signer& signer, const Documents& documents, uint32_t* lanes, uint64_t* content,
-          uint64_t* unit_count, ShingleHashes* kept) {
+void sign(Context& context, const Signer& signer, const Documents& documents, const SignedBatch& out) {
   struct Piece {
     size_t first;              // document
     const SignWorker* worker;  // that has its hashes, from `hash` on
@@ -109,6 +89,7 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
   };
   const SignPlan& plan = signer.plan();
   const Tier& cpu = tier();
+  ShingleHashes* kept = out.hashes;
   std::vector<Piece> pieces;
   for (size_t i = 0; i < documents.count; ++i) {
     bool full = pieces.empty() || i - pieces.back().first >= PIECE_DOCUMENTS ||
@@ -119,6 +100,12 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
   if (kept) kept->offsets.assign(documents.count + 1, 0);
   std::vector<std::unique_ptr<SignWorker>> workers(context.workers());
 
+  auto write_keys = [&](size_t document, const uint32_t* lanes) {
+    const BandKeys& to = *out.band_keys;
+    uint64_t scope = to.scope_keys ? to.scope_keys[document] : SCOPE_NONE;
+    for (uint32_t band = 0; band < to.bands; ++band)
+      to.keys[band * documents.count + document] = band_key(band, scope, lanes + band * to.rows, to.rows);
+  };
   bool brief = documents.count && documents.offset(documents.count) - documents.offset(0) <= BRIEF_BYTES;
   context.each(
       pieces.size(),
@@ -130,12 +117,14 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
         size_t start = worker.hash_count;
         for (size_t i = pieces[piece].first; i < last(piece); ++i) {
           int64_t first = documents.offset(i);
-          SignedDocument out{lanes + i * plan.lane_count, content + 2 * i, 0};
+          SignedDocument document{out.content + 2 * i, 0};
           size_t before = worker.hash_count;
           if (!cpu.sign(plan, scratch, kept ? &sink : nullptr, documents.bytes + first, documents.offset(i + 1) - first,
-                        context.stop(), &out))
+                        context.stop(), &document))
             return;
-          unit_count[i] = out.unit_count;
+          out.unit_count[i] = document.unit_count;
+          if (out.lanes) std::copy_n(scratch.minima, plan.lane_count, out.lanes + i * plan.lane_count);
+          if (out.band_keys) write_keys(i, scratch.minima);
           if (kept) kept->offsets[i + 1] = static_cast<int64_t>(worker.hash_count - before);
         }
         pieces[piece].worker = &worker;
@@ -146,25 +135,19 @@ void sign(Context& context, const Signer& signer, const Documents& documents, ui
   if (kept) {
     for (size_t i = 0; i < documents.count; ++i) kept->offsets[i + 1] += kept->offsets[i];
     bool huge = pieces.size() == 1 && pieces[0].hash_count > HUGE_HASHES;
-    if (huge)  // one document that fills memory: its hashes are not copied
+    if (huge) {  // one document that fills memory: its hashes are not copied
       kept->hashes = workers[0]->take_hashes();
-    else
-      kept->hashes = make_values(static_cast<size_t>(kept->offsets.back()));
-    // A large page at a time: of two threads that come to a new one together both clear one, and one is thrown away.
-    constexpr int64_t STEP = LARGE_PAGE / sizeof(uint32_t);
-    auto begin = [&](const Piece& piece) { return kept->offsets[piece.first]; };
+    } else {
+      size_t bytes = static_cast<size_t>(kept->offsets.back()) * sizeof(uint32_t);
+      kept->hashes.reset(static_cast<uint32_t*>(std::malloc(std::max<size_t>(1, bytes))));
+      if (!kept->hashes) throw std::bad_alloc();
+    }
     context.each(
-        huge ? 0 : static_cast<size_t>((kept->offsets.back() + STEP - 1) / STEP),
-        [&](size_t step, unsigned) {
-          int64_t at = static_cast<int64_t>(step) * STEP, end = std::min(at + STEP, kept->offsets.back());
-          auto after = [&](const Piece& piece) { return begin(piece) <= at; };
-          auto piece = std::partition_point(pieces.begin(), pieces.end(), after) - 1;
-          for (; at < end; ++piece) {
-            int64_t skipped = at - begin(*piece);
-            int64_t count = std::min(static_cast<int64_t>(piece->hash_count) - skipped, end - at);
-            std::copy_n(piece->worker->hashes.get() + piece->hash + skipped, count, kept->hashes.get() + at);
-            at += count;
-          }
+        huge ? 0 : pieces.size(),
+        [&](size_t i, unsigned) {
+          const Piece& piece = pieces[i];
+          std::copy_n(piece.worker->hashes.get() + piece.hash, piece.hash_count,
+                      kept->hashes.get() + kept->offsets[piece.first]);
         },
         brief);
   }

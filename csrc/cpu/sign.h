@@ -16,10 +16,6 @@ struct Free {
 };
 using Values = std::unique_ptr<uint32_t[], Free>;
 
-/// `count` values of no meaning yet; on large pages where they are many, which spares most page faults.
-/// Throws std::bad_alloc.
-Values make_values(size_t count);
-
 /// What a thread needs to sign, kept from batch to batch: its memory would cost page faults each time.
 class SignWorker {
  public:
@@ -75,8 +71,22 @@ struct ShingleHashes {
   Values hashes;                 // [offsets[count]]
 };
 
-/// lanes uint32[count, lane_count], content uint64[count, 2], unit_count uint64[count]; `kept` may be null.
-void sign(Context& context, const Signer& signer, const Documents& documents, uint32_t* lanes, uint64_t* content,
-          uint64_t* unit_count, ShingleHashes* kept);
+/// The keys of all bands; `bands` times `rows` is at most lane_count.
+struct BandKeys {
+  uint32_t bands, rows;
+  const uint64_t* scope_keys;  // [count], or null without `within`
+  uint64_t* keys;              // [bands, count]
+};
+
+/// What is made of a batch; null where it is not wanted.
+struct SignedBatch {
+  uint64_t* content;     // [count, 2]
+  uint64_t* unit_count;  // [count]
+  uint32_t* lanes;       // [count, lane_count]
+  const BandKeys* band_keys;
+  ShingleHashes* hashes;
+};
+
+void sign(Context& context, const Signer& signer, const Documents& documents, const SignedBatch& out);
 
 }  // namespace gpudedup

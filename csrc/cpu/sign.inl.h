@@ -275,7 +275,6 @@ bool sign(const SignPlan& plan, const SignScratch& scratch, const ShingleSink* s
     }
   }
   if (total > 0 && total < plan.shingle_units) take_shingles(1, static_cast<uint32_t>(total));
-  if (plan.lane_count) memcpy(out->lanes, scratch.minima, plan.lane_count * sizeof(uint32_t));
   out->unit_count = total;
   return true;
 }

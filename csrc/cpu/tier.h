@@ -38,7 +38,7 @@ struct SignScratch {
   uint32_t* end;           // [TILE_UNITS]
   uint64_t* unit_hash;     // [MAX_SHINGLE_UNITS + TILE_UNITS]
   uint32_t* shingle_hash;  // [MAX_SHINGLE_UNITS + TILE_UNITS], used without a sink
-  uint32_t* minima;        // [padded_lanes]
+  uint32_t* minima;        // [padded_lanes]; the signature is its first lane_count
 };
 
 /// Where shingle hashes go when they are kept: `reserve` returns room for `count` more after those taken so far.
@@ -49,15 +49,14 @@ struct ShingleSink {
 };
 
 struct SignedDocument {
-  uint32_t* lanes;    // [lane_count]
   uint64_t* content;  // [2]
   uint64_t unit_count;
 };
 
 struct Tier {
   const char* name;
-  /// Signs one document of `size` bytes (tokens: of size / 8 int64 values). Returns false once *stop is set (read as a
-  /// relaxed atomic).
+  /// Signs one document of `size` bytes (tokens: of size / 8 int64 values), its lanes into scratch.minima. Returns
+  /// false once *stop is set (read as a relaxed atomic).
   bool (*sign)(const SignPlan& plan, const SignScratch& scratch, const ShingleSink* sink, const uint8_t* text,
                int64_t size, const bool* stop, SignedDocument* out);
   /// Size of the intersection of two ascending sets, or 0 as soon as it cannot reach `needed`.

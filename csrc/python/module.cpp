@@ -99,31 +99,45 @@ Array<uint64_t> keys_of_band(const LaneBatches& batches, uint32_t band, uint32_t
   return out;
 }
 
-py::tuple sign_batch(const Signer& signer, py::buffer text, py::array offsets, bool keep_hashes, unsigned workers) {
+py::tuple sign_batch(const Signer& signer, py::buffer text, py::array offsets,
+                     std::optional<std::pair<uint32_t, uint32_t>> bands, Maybe<uint64_t> scope_keys, bool lanes,
+                     bool keep_hashes, unsigned workers) {
   py::buffer_info bytes = text.request();
   bool tokens = signer.plan().unit == UnitKind::token;
   require(
       bytes.ndim == 1 && bytes.itemsize == (tokens ? 8 : 1) && (bytes.size == 0 || bytes.strides[0] == bytes.itemsize),
       "text must be contiguous bytes (tokens: int64)");
   Documents documents = view_documents(bytes, offsets, tokens ? 8 : 1);
+  require_size(scope_keys, documents.count, "scope_keys must have one value a document");
   auto count = static_cast<py::ssize_t>(documents.count);
-  Array<uint32_t> lanes({count, static_cast<py::ssize_t>(signer.plan().lane_count)});
   Array<uint64_t> content({count, static_cast<py::ssize_t>(2)});
   Array<uint64_t> unit_count(count);
-  uint32_t* lanes_out = lanes.mutable_data();
-  uint64_t* content_out = content.mutable_data();
-  uint64_t* count_out = unit_count.mutable_data();
+  Maybe<uint32_t> lane_array;
+  Maybe<uint64_t> key_array;
   ShingleHashes kept;
+  BandKeys band_keys{};
+  SignedBatch out{content.mutable_data(), unit_count.mutable_data(), nullptr, nullptr, keep_hashes ? &kept : nullptr};
+  if (lanes) {
+    lane_array.emplace(std::vector<py::ssize_t>{count, static_cast<py::ssize_t>(signer.plan().lane_count)});
+    out.lanes = lane_array->mutable_data();
+  }
+  if (bands) {
+    require(bands->second >= 1 && static_cast<uint64_t>(bands->first) * bands->second <= signer.plan().lane_count,
+            "bands * rows must be at most num_perm, rows at least 1");
+    key_array.emplace(std::vector<py::ssize_t>{static_cast<py::ssize_t>(bands->first), count});
+    band_keys = {bands->first, bands->second, data_or_null(scope_keys), key_array->mutable_data()};
+    out.band_keys = &band_keys;
+  }
   {
     py::gil_scoped_release nogil;
     Context context = make_context(workers);
-    sign(context, signer, documents, lanes_out, content_out, count_out, keep_hashes ? &kept : nullptr);
+    sign(context, signer, documents, out);
   }
-  if (!keep_hashes) return py::make_tuple(lanes, content, unit_count, py::none(), py::none());
+  if (!keep_hashes) return py::make_tuple(content, unit_count, lane_array, key_array, py::none(), py::none());
   uint32_t* hashes = kept.hashes.release();
   py::capsule owner(hashes, [](void* pointer) { Free()(pointer); });
   Array<uint32_t> hash_array(kept.offsets.back(), hashes, owner);
-  return py::make_tuple(lanes, content, unit_count, hash_array, to_array(std::move(kept.offsets)));
+  return py::make_tuple(content, unit_count, lane_array, key_array, hash_array, to_array(std::move(kept.offsets)));
 }
 
 Array<uint64_t> hash_values(py::buffer values, py::array offsets) {
@@ -161,21 +175,6 @@ void copy_values(py::array target, py::array source, unsigned workers) {
                                std::memcpy(to + first, from + first, std::min(PIECE, bytes - first));
                              },
                              bytes < 4 * PIECE);
-}
-
-Array<uint64_t> keys_of_bands(Array<uint32_t> lanes, uint32_t bands, uint32_t rows, Maybe<uint64_t> scope_keys,
-                              unsigned workers) {
-  require(lanes.ndim() == 2 && static_cast<uint64_t>(lanes.shape(1)) >= static_cast<uint64_t>(bands) * rows,
-          "bands * rows must be at most num_perm");
-  auto count = static_cast<size_t>(lanes.shape(0));
-  require_size(scope_keys, count, "scope_keys must have one value a document");
-  Array<uint64_t> out({static_cast<py::ssize_t>(bands), lanes.shape(0)});
-  uint64_t* keys = out.mutable_data();
-  py::gil_scoped_release nogil;
-  Context context = make_context(workers);
-  band_keys(context, lanes.data(), count, static_cast<uint32_t>(lanes.shape(1)), data_or_null(scope_keys), bands, rows,
-            keys);
-  return out;
 }
 
 Array<uint32_t> group(Array<uint32_t> order, Array<uint64_t> content, Maybe<int32_t> within, Maybe<int32_t> across,
@@ -241,7 +240,7 @@ py::tuple candidate_pairs(const Buckets& buckets, uint32_t first, uint32_t last)
 }
 
 void add_sets(SetStore& store, Array<uint32_t> numbers, Array<uint32_t> rows, Array<uint32_t> hashes,
-              Array<int64_t> offsets, unsigned workers) {
+              Array<int64_t> offsets, bool adopt, unsigned workers) {
   auto count = static_cast<size_t>(numbers.size());
   require(rows.size() == numbers.size(), "rows must have one value a number");
   require(offsets.size() >= 1 && offsets.data()[0] >= 0, "offsets must have at least one value, none negative");
@@ -251,9 +250,20 @@ void add_sets(SetStore& store, Array<uint32_t> numbers, Array<uint32_t> rows, Ar
   for (size_t i = 0; i < count; ++i) {
     require(numbers.data()[i] < store.size(), "numbers reach past the store");
     require(static_cast<py::ssize_t>(rows.data()[i]) + 1 < offsets.size(), "rows reach past the batch");
+    require(!adopt || i == 0 || rows.data()[i - 1] < rows.data()[i], "rows must ascend to be adopted");
   }
+  require(!adopt || hashes.writeable(), "hashes must be writeable to be adopted");
+  uint32_t* values = adopt ? hashes.mutable_data() : nullptr;
+  auto release = [](void* array) {
+    py::gil_scoped_acquire gil;
+    delete static_cast<py::array*>(array);
+  };
+  std::shared_ptr<void> owner(adopt ? new py::array(hashes) : nullptr, release);
   py::gil_scoped_release nogil;
   Context context = make_context(workers);
+  if (adopt && store.adopt(context, numbers.data(), rows.data(), count, values, offsets.data(),
+                           static_cast<size_t>(hashes.size()), owner))
+    return;
   store.add(context, numbers.data(), rows.data(), count, hashes.data(), offsets.data());
 }
 
@@ -348,14 +358,13 @@ PYBIND11_MODULE(_cpu, m) {
              return std::make_unique<Signer>(parse_unit(unit), n, parse_fold(fold), num_perm, seed);
            }),
            py::kw_only(), "unit"_a, "n"_a, "fold"_a, "num_perm"_a, "seed"_a)
-      .def("sign", sign_batch, "text"_a, "offsets"_a.noconvert(), py::kw_only(), "keep_hashes"_a, "workers"_a);
+      .def("sign", sign_batch, "text"_a, "offsets"_a.noconvert(), py::kw_only(), "bands"_a = py::none(),
+           "scope_keys"_a = py::none(), "lanes"_a = true, "keep_hashes"_a = false, "workers"_a);
 
   m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
   m.def("hash_words", hash_words, "words"_a.noconvert());
   m.def("copy_values", copy_values, "target"_a, "source"_a, py::kw_only(), "workers"_a,
         "Copy an array over another of its type and size, with several threads where it is large.");
-  m.def("band_keys", keys_of_bands, "lanes"_a.noconvert(), py::kw_only(), "bands"_a, "rows"_a,
-        "scope_keys"_a = py::none(), "workers"_a = 1);
   m.def("group_content", group, "order"_a.noconvert(), "content"_a.noconvert(), py::kw_only(), "within"_a = py::none(),
         "across"_a = py::none(), "workers"_a);
 
@@ -403,7 +412,7 @@ PYBIND11_MODULE(_cpu, m) {
            }),
            py::kw_only(), "count"_a, "memory_bytes"_a, "directory"_a)
       .def("add", add_sets, "numbers"_a.noconvert(), "rows"_a.noconvert(), "hashes"_a.noconvert(),
-           "offsets"_a.noconvert(), py::kw_only(), "workers"_a)
+           "offsets"_a.noconvert(), py::kw_only(), "adopt"_a = false, "workers"_a)
       .def("missing",
            [](const SetStore& store, Array<uint32_t> numbers) {
              std::vector<uint32_t> out;

@@ -32,7 +32,7 @@ class Shingles(Protocol):
         """Of the host's."""
 
     def add_to(self, store: SetStore, numbers: U32, rows: U32, *, workers: int) -> None:
-        """`SetStore.add`, from where they lie."""
+        """`SetStore.add`, from where they lie; it uses them up. ``rows`` ascend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class HostShingles:
         return self.hashes.nbytes + self.offsets.nbytes
 
     def add_to(self, store: SetStore, numbers: U32, rows: U32, *, workers: int) -> None:
-        store.add(numbers, rows, self.hashes, self.offsets, workers=workers)
+        store.add(numbers, rows, self.hashes, self.offsets, adopt=True, workers=workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,11 @@ class SetStore(Protocol):
     @property
     def bytes_on_disk(self) -> int: ...
 
-    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
-        """The set of numbers[i] is hashes[offsets[rows[i]] : offsets[rows[i] + 1]]. Raises OSError without room."""
+    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, adopt: bool = False, workers: int) -> None:
+        """The set of numbers[i] is hashes[offsets[rows[i]] : offsets[rows[i] + 1]]. Raises OSError without room.
+
+        adopt: ``hashes`` are the store's from then on, which may make the sets in them; ``rows`` ascend.
+        """
 
     def missing(self, numbers: U32) -> U32:
         """Those of ``numbers`` that have no set yet."""

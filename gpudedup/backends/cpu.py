@@ -10,6 +10,7 @@ import pyarrow as pa
 from gpudedup import _cpu
 from gpudedup.backends.base import (
     I32,
+    I64,
     U32,
     U64,
     Band,
@@ -54,26 +55,25 @@ class CpuBackend:
         return _cpu.Signer(unit=unit, n=n, fold=self._params.fold, num_perm=num_perm, seed=self._params.seed)
 
     def sign(self, batches: Iterable[ToSign]) -> Iterator[SignedBatch]:
-        bands, rows = self._params.banding
         for batch in batches:
-            lanes, content, unit_count, shingles = self._signed(self._signer, batch.text, batch.shingles)
-            keys = None
-            if batch.band_keys:
-                keys = _cpu.band_keys(lanes, bands=bands, rows=rows, scope_keys=batch.scope_keys, workers=self.workers)
-            yield SignedBatch(content, unit_count, keys, lanes if batch.lanes else None, shingles)
+            content, unit_count, lanes, keys, hashes, offsets = self._signer.sign(
+                *buffers(batch.text),
+                bands=self._params.banding if batch.band_keys else None,
+                scope_keys=batch.scope_keys,
+                lanes=batch.lanes,
+                keep_hashes=batch.shingles,
+                workers=self.workers,
+            )
+            yield SignedBatch(content, unit_count, keys, lanes, _shingles(hashes, offsets))
 
     def shingles(self, texts: Iterable[pa.Array]) -> Iterator[Shingles]:
         for text in texts:
-            *_, shingles = self._signed(self._shingler, text, True)
+            *_, hashes, offsets = self._shingler.sign(
+                *buffers(text), lanes=False, keep_hashes=True, workers=self.workers
+            )
+            shingles = _shingles(hashes, offsets)
             assert shingles is not None
             yield shingles
-
-    def _signed(self, signer: _cpu.Signer, text: pa.Array, keep_hashes: bool) -> tuple[U32, U64, U64, Shingles | None]:
-        lanes, content, unit_count, hashes, bounds = signer.sign(
-            *buffers(text), keep_hashes=keep_hashes, workers=self.workers
-        )
-        shingles = HostShingles(hashes, bounds) if hashes is not None and bounds is not None else None
-        return lanes, content, unit_count, shingles
 
     def hash_values(self, values: pa.Array) -> U64:
         if is_text(values.type) or pa.types.is_decimal(values.type):
@@ -165,3 +165,7 @@ class CpuBackend:
             memory_bytes=memory_bytes,
             directory=directory,
         )
+
+
+def _shingles(hashes: U32 | None, offsets: I64 | None) -> HostShingles | None:
+    return None if hashes is None or offsets is None else HostShingles(hashes, offsets)

@@ -66,21 +66,38 @@ def some_offsets(rng: Rng, size: int) -> np.ndarray:
 def fuzz_sign(rng: Rng) -> None:
     text = some_text(rng)
     unit = rng.choice(["word", "word", "char", "tokens"])
+    num_perm = rng.choice([0, 1, 63, 64, 65])
     signer = _cpu.Signer(
         unit=unit,
         n=rng.choice([1, 2, 5, 8, 9, 256]),
         fold=rng.choice(["none", "case", "full"]),
-        num_perm=rng.choice([0, 1, 63, 64, 65]),
+        num_perm=num_perm,
         seed=rng.randrange(2**64),
     )
     values: Any = np.frombuffer(text, np.uint8)
     if unit == "tokens":
         values = np.frombuffer(text[: len(text) // 8 * 8], np.int64)
     offsets = some_offsets(rng, len(values))
-    lanes, content, units, hashes, bounds = signer.sign(
-        values, offsets, keep_hashes=rng.random() < 0.5, workers=rng.choice([1, 1, 1, 2])
+    count = max(0, len(offsets) - 1)
+    bands = None
+    if rng.random() < 0.5:
+        rows = rng.choice([1, 1, 2, 7, 32])
+        bands = (num_perm // rows, rows)
+        if rng.random() < 0.05:
+            bands = rng.choice([(1, 0), (1, 66), (66, 1), (2**32 - 1, 2**32 - 1)])
+    content, units, lanes, keys, hashes, bounds = signer.sign(
+        values,
+        offsets,
+        bands=bands,
+        scope_keys=optional(rng, count, np.uint64),
+        lanes=rng.random() < 0.5,
+        keep_hashes=rng.random() < 0.5,
+        workers=rng.choice([1, 1, 1, 2]),
     )
-    assert len(lanes) == len(content) == len(units) == len(offsets) - 1
+    assert len(content) == len(units) == count
+    assert lanes is None or len(lanes) == count
+    assert (keys is None) == (bands is None)
+    assert keys is None or bands is None or keys.shape == (bands[0], count)
     assert (hashes is None) == (bounds is None)
     if hashes is not None and bounds is not None:
         assert bounds[-1] == len(hashes)
@@ -147,13 +164,9 @@ def fuzz_verify(rng: Rng) -> None:
     signatures = some_lanes(rng, count, num_perm)
     cut, width = rng.randrange(count + 1), rng.randrange(1, num_perm + 2)
     lanes = _cpu.Lanes([grouped(part, width) for part in (signatures[:cut], signatures[cut:])], num_perm)
-    keys = _cpu.band_keys(
-        signatures, bands=rng.choice([1, 2, 4]), rows=rng.choice([1, 2, 3]), scope_keys=optional(rng, count, np.uint64)
-    )
+    rows, scope_keys = rng.choice([0, 1, 1, 2, 3, 10]), optional(rng, count, np.uint64)
+    keys = [lanes.band_keys(band, rows=rows, scope_keys=scope_keys, workers=2) for band in range(rng.choice([1, 2, 4]))]
     memory_bytes = rng.choice([0, 1 << 20])
-    if rng.random() < 0.5:
-        rows = rng.choice([0, 1, 2, 3, 10])
-        lanes.band_keys(rng.randrange(3), rows=rows, scope_keys=optional(rng, count, np.uint64), workers=2)
     sorted_bands = [_cpu.sort_band(band, documents, memory_bytes=memory_bytes, workers=2) for band in keys]
     bands = [damaged(rng, band) for band in sorted_bands]
     buckets = _cpu.Buckets(
@@ -170,7 +183,9 @@ def fuzz_verify(rng: Rng) -> None:
     store = _cpu.SetStore(count=count, memory_bytes=rng.choice([0, 1 << 30]), directory="/tmp")
     hashes, offsets = some_numbers(rng, 200, 50), some_offsets(rng, 200).astype(np.int64)
     rows = some_numbers(rng, count, max(1, len(offsets) - (rng.random() < 0.97)))
-    store.add(documents.copy(), rows, hashes, offsets, workers=1)
+    if rng.random() < 0.5:
+        rows.sort()
+    store.add(documents.copy(), rows, hashes, offsets, adopt=rng.random() < 0.5, workers=1)
     leader = None
     if rng.random() < 0.3:
         leader = np.array([rng.randrange(i + 1) for i in range(count)], np.uint32)

@@ -64,9 +64,9 @@ class DeviceSets:
     def missing(self, numbers: U32) -> U32:
         return np.ascontiguousarray(numbers[~self._present[numbers]])
 
-    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, workers: int) -> None:
+    def add(self, numbers: U32, rows: U32, hashes: U32, offsets: I64, *, adopt: bool = False, workers: int) -> None:
         if not self.add_parts(numbers, rows, (hashes,), offsets):
-            self._host.add(numbers, rows, hashes, offsets, workers=workers)
+            self._host.add(numbers, rows, hashes, offsets, adopt=adopt, workers=workers)
             self._present[numbers] = True
 
     def add_parts(

@@ -38,4 +38,4 @@ class DeviceShingles:
             numbers, rows, self.parts, self.offsets, self.stream.record()
         ):
             return
-        store.add(numbers, rows, self.hashes, self.offsets, workers=workers)
+        store.add(numbers, rows, self.hashes, self.offsets, adopt=True, workers=workers)
