@@ -169,7 +169,9 @@ def test_any_bytes_equal_reference(texts: list[bytes], shingle: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(0, 70), st.lists(st.integers(1, 140), min_size=1, max_size=12), st.sampled_from(["a", "é", "Z", "中"])
+    st.integers(0, 70),
+    st.lists(st.integers(1, 140), min_size=1, max_size=12),
+    st.sampled_from([*"aéZ中яﬃǆ한각", "я\u0301", "कि", "ﬁﬃ", "가각"]),
 )
 def test_long_runs_at_any_place_equal_reference(shift: int, lengths: list[int], letter: str) -> None:
     assert_equals_reference([" " * shift + " ".join(letter * n + "b" * (n % 67) for n in lengths)], shingle="word:1")
@@ -178,25 +180,27 @@ def test_long_runs_at_any_place_equal_reference(shift: int, lengths: list[int], 
 PLANES_IN_USE = [range(0xD800), range(0xE000, 0x32400), range(0xE0000, 0xE0200), range(0x10FFF0, 0x110000)]
 
 
+@pytest.mark.parametrize("shingle", ["word:1", "char:1"])
 @pytest.mark.parametrize("fold", FOLDS)
-def test_every_code_point_folds_as_the_reference_says(fold: str) -> None:
-    """One text a code point with a letter on each side: fold, class and whether it joins, for all of Unicode in use.
+def test_every_code_point_folds_as_the_reference_says(fold: str, shingle: str) -> None:
+    """One text a code point, between letters and at its end: fold, class and whether it joins, for all of Unicode in
+    use.
 
     The stored tables are compared for the rest too (test_tables.py).
     """
     points = [c for plane in PLANES_IN_USE for c in plane]
-    array = pa.array([f"a{chr(c)}b" for c in points])
-    signed = sign(array, fold=fold, shingle="word:1", num_perm=1, bands=1, rows=1)
+    array = pa.array([f"a{chr(c)}é {chr(c)}" for c in points])
+    signed = sign(array, fold=fold, shingle=shingle, num_perm=1, bands=1, rows=1)
     wrong = [
         hex(c)
-        for c, content in zip(points, signed.content.tolist(), strict=True)
-        if tuple(content) != content_of(f"a{chr(c)}b", fold)
+        for c, content, text in zip(points, signed.content.tolist(), array.to_pylist(), strict=True)
+        if tuple(content) != content_of(text, fold, shingle)
     ]
     assert not wrong, wrong[:20]
 
 
-def content_of(text: str, fold: str) -> tuple[int, int]:
-    first, second = reference.content(reference.units(text, "word:1", fold))
+def content_of(text: str, fold: str, shingle: str) -> tuple[int, int]:
+    first, second = reference.content(reference.units(text, shingle, fold))
     return first, second
 
 
@@ -232,6 +236,7 @@ def test_shingles_over_tile_borders(n: int) -> None:
 
 
 SINGLES = st.sampled_from("中説國ガあア。，、　・한éA7 \u3042\u3099\ufa0eﷺ𠀀\u0e01\ud7a3豈")
+LETTERS = st.sampled_from("яЖёйλΣςاَلعकि्한각힣가ßﬃǆİı,.— aB7é\u0301\u00ad\u200d中。🙂")
 
 
 @settings(max_examples=200, deadline=None)
@@ -240,6 +245,20 @@ def test_stretches_of_singles_equal_reference(text: str, before: int, cut: int, 
     """Three-byte singles and separators in a row, after a word that is still open, and cut off inside the last one."""
     raw = ("ab" * before + text).encode()
     assert_equals_reference([raw[: len(raw) - cut], raw], shingle="word:2", fold=fold, num_perm=8, bands=1, rows=1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(LETTERS, max_size=200).map("".join),
+    st.integers(0, 4),
+    st.integers(0, 3),
+    st.sampled_from(FOLDS),
+    st.sampled_from(["word:1", "char:2"]),
+)
+def test_stretches_of_letters_equal_reference(text: str, before: int, cut: int, fold: str, shingle: str) -> None:
+    """Words of other alphabets with blanks, marks and expansions between them, cut off inside the last one."""
+    raw = ("ab" * before + text).encode()
+    assert_equals_reference([raw[: len(raw) - cut], raw], shingle=shingle, fold=fold, num_perm=8, bands=1, rows=1)
 
 
 def test_ill_formed_three_byte_sequences_between_singles() -> None:
@@ -252,7 +271,13 @@ def test_ill_formed_three_byte_sequences_between_singles() -> None:
         b"\xe4\x41\xad",
         b"\xe4\xb8\x41",
         b"\xe4\xb8",
+        b"\xc0\x80",
+        b"\xc1\xbf",
+        b"\xc3\x28",
+        b"\xf0\x9f\x98",
+        b"\xff\xbf\x80",
     ]
     texts = [b"\xe4\xb8\xad" * 3 + piece + b"\xe6\x96\x87" * 3 for piece in odd]
     texts += [text[:-cut] for text in texts for cut in (1, 2, 3)]
-    assert_equals_reference(texts, shingle="word:1", num_perm=8, bands=1, rows=1)  # type: ignore[arg-type]
+    for shingle in ("word:1", "char:2"):
+        assert_equals_reference(texts, shingle=shingle, num_perm=8, bands=1, rows=1)  # type: ignore[arg-type]

@@ -97,8 +97,19 @@ inline AsciiBlock fold_ascii(const uint8_t* in, uint64_t count, bool lower, uint
 
 #endif
 
-/// Appends base + i for each set bit i. Writes eight at a time, up to 64 places past the last.
+/// Appends base + i for each set bit i; returns how many there are. Writes up to 64 places past the last.
 inline uint32_t append_bits(uint64_t bits, uint32_t base, uint32_t* out) {
+#if defined(__AVX512F__)
+  const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const uint32_t* first = out;
+  for (uint32_t at = 0; at < 64; at += 16) {
+    auto part = static_cast<__mmask16>(bits >> at);
+    __m512i there = _mm512_add_epi32(places, _mm512_set1_epi32(static_cast<int>(base + at)));
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi32(part, there));
+    out += __builtin_popcount(part);
+  }
+  return static_cast<uint32_t>(out - first);
+#else
   uint32_t count = static_cast<uint32_t>(__builtin_popcountll(bits));
   for (uint32_t done = 0; done < count; done += 8)
     for (uint32_t i = 0; i < 8; ++i) {
@@ -106,6 +117,7 @@ inline uint32_t append_bits(uint64_t bits, uint32_t base, uint32_t* out) {
       bits &= bits - 1;
     }
   return count;
+#endif
 }
 
 /// Takes `count` folded ASCII bytes that were written at units.used. Returns false, having done nothing, if an open

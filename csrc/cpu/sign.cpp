@@ -5,6 +5,7 @@
 
 #include "core/band.h"
 #include "core/minhash.h"
+#include "cpu/folded.h"
 
 namespace gpudedup {
 
@@ -16,7 +17,8 @@ Signer::Signer(UnitKind unit, uint32_t shingle_units, Fold fold, uint32_t lane_c
     a_.push_back(lane_multiplier(seed, j));
     b_.push_back(lane_offset(seed, j));
   }
-  plan_ = {unit, shingle_units, lane_count, padded, a_.data(), b_.data(), fold_table(fold), fold != FOLD_NONE};
+  plan_ = {unit,      shingle_units,    lane_count,           padded,           a_.data(),
+           b_.data(), fold_table(fold), folded_entries(fold), fold != FOLD_NONE};
 }
 
 namespace {

@@ -6,6 +6,7 @@
 #include "core/shingle.h"
 #include "core/unit.h"
 #include "cpu/ascii.inl.h"
+#include "cpu/folded.h"
 #include "cpu/tier.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
@@ -31,65 +32,164 @@ inline const uint8_t* take_code_point(const FoldTable& table, const uint8_t* at,
   return at;
 }
 
-/// Takes what most of a text in Han, Kana or Thai is made of, for as long as it lasts: code points of three bytes that
-/// separate or fold to one single of three bytes. Returns where it stopped.
-inline const uint8_t* take_singles(const FoldTable& table, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
-                                   UnitBuffer& units) {
-  uint32_t count = units.count + (units.run != 0), used = units.used;  // an open unit ends before the first
-  const uint8_t* first = at;
-  while (at < stop && end - at >= 4) {  // bytes are read and written four at a time
-    uint32_t word;
+/// The code point that starts a little-endian word, if it has at most three bytes and is well-formed (but for
+/// surrogates, which have no entry), and its bytes; else 0 bytes.
+inline uint32_t decode_word(uint32_t word, uint32_t* code_point) {
+  if ((word & 0x80) == 0) {
+    *code_point = word & 0x7F;
+    return 1;
+  }
+  if ((word & 0xC0C0F0) == 0x8080E0) {
+#if defined(__AVX512BW__)  // processors with a fast pext
+    *code_point = _pext_u32(__builtin_bswap32(word), 0x0F3F3F00);
+#else
+    *code_point = (word & 0xF) << 12 | (word >> 2 & 0xFC0) | (word >> 16 & 0x3F);
+#endif
+    return *code_point >= 0x800 ? 3 : 0;
+  }
+  *code_point = (word & 0x1F) << 6 | (word >> 8 & 0x3F);
+  return (word & 0xC0E0) == 0x80C0 && *code_point >= 0x80 ? 2 : 0;
+}
+
+/// Writes the two or three jamo of a syllable of Hangul, three bytes each and one more; returns how many they are.
+inline uint32_t write_jamo(uint32_t code_point, uint8_t* out) {
+  uint32_t syllable = code_point - 0xAC00;  // Unicode 16.0, section 3.12
+  const uint32_t jamo[3] = {0x1100 + syllable / 588, 0x1161 + syllable % 588 / 28, 0x11A7 + syllable % 28};
+  for (uint32_t i = 0; i < 3; ++i) {
+    uint32_t bytes = 0x8080E0 | jamo[i] >> 12 | (jamo[i] >> 6 & 0x3F) << 8 | (jamo[i] & 0x3F) << 16;
+    memcpy(out + 3 * i, &bytes, 4);
+  }
+  return syllable % 28 ? 3 : 2;
+}
+
+/// Takes words of what is not ASCII, and the blanks and marks between them, as far as `folded` has entries; leaves at
+/// four bytes of ASCII, which `take_ascii` takes faster. Returns where it stopped.
+inline const uint8_t* take_words(const uint32_t* folded, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+                                 UnitBuffer& units) {
+  uint32_t count = units.count, used = units.used, run = units.run;
+  uint32_t first = run ? units.start[count] : 0;           // of the open run
+  if (end - stop < 3) stop = end - at < 4 ? at : end - 3;  // bytes are read and written four at a time
+  while (at < stop) {
+    uint32_t word, code_point;
     memcpy(&word, at, 4);
-    uint32_t code_point = (word & 0xF) << 12 | (word >> 8 & 0x3F) << 6 | (word >> 16 & 0x3F);
-    bool well_formed = (word & 0xC0C0F0) == 0x8080E0 && code_point >= 0x800 && (code_point & 0xF800) != 0xD800;
-    if (!well_formed) break;
-    uint32_t entry = fold_entry(table, code_point);
-    uint32_t folded = (code_point + (entry & PAYLOAD_MASK)) & PAYLOAD_MASK;
-    uint32_t kind = entry >> KIND_SHIFT;
-    bool single = kind == KIND_SINGLE && folded >= 0x800 && folded < 0x10000;
-    if (!single && kind != KIND_SEPARATOR) break;
-    if (at == first) close_unit(units);
-    at += 3;
-    if (!single) continue;
-    word = 0x8080E0 | folded >> 12 | (folded >> 6 & 0x3F) << 8 | (folded & 0x3F) << 16;
-    memcpy(units.bytes + used, &word, 4);
-    units.start[count] = used;
-    used += 3;
-    units.end[count++] = used;
+    uint32_t length = decode_word(word, &code_point);
+    if (length <= 1 && (length == 0 || (word & 0x80808080) == 0)) break;
+    uint32_t entry = folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
+    uint32_t size = entry >> FOLDED_SIZE_SHIFT & 3;
+    if (kind == FOLDED_JOINERS) {
+      uint32_t more = entry >> FOLDED_COUNT_SHIFT & 3;
+      if (run + more > MAX_RUN) break;
+      first = run ? first : used;
+      run += more;
+      memcpy(units.bytes + used, &entry, 4);
+      used += size;
+    } else if (kind == FOLDED_SINGLE || kind == FOLDED_SEPARATOR) {
+      if (run) {
+        units.start[count] = first;
+        units.end[count++] = used;
+        run = 0;
+      }
+      memcpy(units.bytes + used, &entry, 4);
+      units.start[count] = used;
+      used += size;
+      units.end[count] = used;
+      count += kind == FOLDED_SINGLE;
+    } else if (kind == FOLDED_SYLLABLE) {
+      if (run + 3 > MAX_RUN) break;
+      first = run ? first : used;
+      uint32_t jamo = write_jamo(code_point, units.bytes + used);
+      run += jamo;
+      used += 3 * jamo;
+    } else if (kind != FOLDED_NOTHING) {
+      break;
+    }
+    at += length;
   }
-  if (at != first) {
-    units.count = count;
-    units.used = used;
-  }
+  if (run) units.start[count] = first;
+  units.count = count;
+  units.used = used;
+  units.run = run;
   return at;
 }
 
 /// Reads code points from `at` while they start before `stop`; the text ends at `end`. Returns where it stopped.
-const uint8_t* find_words(const FoldTable& table, bool lower, const uint8_t* at, const uint8_t* stop,
-                          const uint8_t* end, UnitBuffer& units) {
+const uint8_t* find_words(const SignPlan& plan, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+                          UnitBuffer& units) {
   while (at < stop) {
     if (*at >= 0x80) {
       const uint8_t* before = at;
-      at = take_singles(table, at, stop, end, units);
-      if (at == before) at = take_code_point<true>(table, at, end, units);
+      at = take_words(plan.folded, at, stop, end, units);
+      if (at == before) at = take_code_point<true>(plan.fold, at, end, units);
       continue;
     }
     uint32_t count = stop - at < BLOCK_BYTES ? static_cast<uint32_t>(stop - at) : BLOCK_BYTES;
-    AsciiBlock block = fold_ascii(at, count, lower, units.bytes + units.used);
+    AsciiBlock block = fold_ascii(at, count, plan.lower_ascii, units.bytes + units.used);
     uint64_t not_ascii = block.not_ascii & (~0ull >> (64 - count));
     if (not_ascii) count = static_cast<uint32_t>(__builtin_ctzll(not_ascii));
     if (take_ascii(units, block.joiners, count)) {
       at += count;
     } else {
-      for (const uint8_t* block_end = at + count; at < block_end;) at = take_code_point<true>(table, at, end, units);
+      for (const uint8_t* block_end = at + count; at < block_end;)
+        at = take_code_point<true>(plan.fold, at, end, units);
     }
   }
   return at;
 }
 
-const uint8_t* find_chars(const FoldTable& table, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+/// Takes characters as far as `folded` has entries of one code point. Returns where it stopped.
+inline const uint8_t* take_chars(const uint32_t* folded, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+                                 UnitBuffer& units) {
+  uint32_t count = units.count, used = units.used;
+  bool any = units.any, separated = units.separated;
+  auto take_unit = [&](uint32_t size) {
+    units.start[count] = used;
+    used += size;
+    units.end[count++] = used;
+  };
+  auto take_blank = [&] {
+    if (any && separated) {
+      units.bytes[used] = ' ';
+      take_unit(1);
+    }
+    any = true;
+    separated = false;
+  };
+  if (end - stop < 3) stop = end - at < 4 ? at : end - 3;
+  while (at < stop) {
+    uint32_t word, code_point;
+    memcpy(&word, at, 4);
+    uint32_t length = decode_word(word, &code_point);
+    if (length == 0) break;
+    uint32_t entry = folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
+    if (kind == FOLDED_SINGLE || kind == FOLDED_JOINERS) {
+      if ((entry >> FOLDED_COUNT_SHIFT & 3) != 1) break;
+      take_blank();
+      memcpy(units.bytes + used, &entry, 4);
+      take_unit(entry >> FOLDED_SIZE_SHIFT & 3);
+    } else if (kind == FOLDED_SEPARATOR) {
+      separated = true;
+    } else if (kind == FOLDED_SYLLABLE) {
+      take_blank();
+      uint32_t jamo = write_jamo(code_point, units.bytes + used);
+      for (uint32_t i = 0; i < jamo; ++i) take_unit(3);
+    } else if (kind != FOLDED_NOTHING) {
+      break;
+    }
+    at += length;
+  }
+  units.count = count;
+  units.used = used;
+  units.any = any;
+  units.separated = separated;
+  return at;
+}
+
+const uint8_t* find_chars(const SignPlan& plan, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
                           UnitBuffer& units) {
-  while (at < stop) at = take_code_point<false>(table, at, end, units);
+  while (at < stop) {
+    at = take_chars(plan.folded, at, stop, end, units);
+    if (at < stop) at = take_code_point<false>(plan.fold, at, end, units);
+  }
   return at;
 }
 
@@ -248,8 +348,8 @@ bool sign(const SignPlan& plan, const SignScratch& scratch, const ShingleSink* s
       for (uint32_t i = 0; i < fresh_count; ++i) fresh[i] = hash_word(load_word(at + 8 * i, 8));
       at = tile_end;
     } else {
-      at = plan.unit == UnitKind::word ? find_words(plan.fold, plan.lower_ascii, at, tile_end, end, units)
-                                       : find_chars(plan.fold, at, tile_end, end, units);
+      at = plan.unit == UnitKind::word ? find_words(plan, at, tile_end, end, units)
+                                       : find_chars(plan, at, tile_end, end, units);
       if (at == end) close_unit(units);
       hash_units(units, fresh);
       fresh_count = units.count;

@@ -28,7 +28,8 @@ struct SignPlan {
   const uint32_t* a;       // [padded_lanes]
   const uint32_t* b;
   FoldTable fold;
-  bool lower_ascii;  // every fold but "none"
+  const uint32_t* folded;  // its entries, see cpu/folded.h
+  bool lower_ascii;        // every fold but "none"
 };
 
 /// A worker's memory; sizes as named above.
