@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ class Banding(NamedTuple):
         return [(s, self.probability(s)) for s in points if 0 < s <= 1]
 
 
+@functools.cache
 def choose_banding(threshold: float, recall: float, num_perm: int) -> Banding:
     """The largest ``rows`` for which ``bands = num_perm // rows`` reach ``recall`` at ``threshold`` (spec 8).
 
