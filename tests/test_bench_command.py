@@ -183,7 +183,8 @@ def test_wrong_files_are_one_line(command: Any, tmp_path: Path) -> None:
         (["--compare", tmp_path / "none.jsonl"], 3, "cannot read"),
         (["--compare", tmp_path / "file"], 3, "is no result of gpudedup bench"),
         (["--out", tmp_path / "file" / "below"], 1, "cannot be made"),
-        (["--input", tmp_path / "none.parquet", "--suite", "transfers"], 3, "none.parquet"),
+        (["--input", tmp_path / "none.parquet", "--suite", "match"], 3, "none.parquet"),  # which takes no files
+        (["--input", tmp_path / "empty.parquet", "--text-column", "body"], 3, "there is no column 'body'"),
         (["--input", tmp_path / "empty.parquet", "--suite", "signatures"], 3, "there is no text in"),
         (["--device", "cuda:7", "--suite", "match"], 5, "cuda:7 is not available"),
     ):

@@ -8,6 +8,7 @@ another cut of the input, or Python's own sets.
 from __future__ import annotations
 
 import itertools
+import mmap
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -163,11 +164,27 @@ def test_sets_are_made_where_hashes_lie_if_memory_has_room() -> None:
         rows = np.sort(np.random.default_rng(wanted).permutation(100)[:wanted]).astype(np.uint32)
         store.add(rows, rows, hashes.copy(), offsets, adopt=True, workers=2)  # only the store holds the copy now
         fits = 4 * 1000 * wanted <= memory_bytes
-        assert store.bytes_in_memory == (4 * 1000 * wanted if fits else 0)
+        kept = 4 * sum(len(sets[row]) for row in rows.tolist())
+        whole_pages = min(4 * 1000 * wanted, -(-kept // mmap.PAGESIZE) * mmap.PAGESIZE)
+        assert store.bytes_in_memory == (whole_pages if fits else 0)
         assert (store.bytes_on_disk > 0) == (not fits)
         for row in rows.tolist():
             assert np.array_equal(store.get(row), sets[row])
         assert len(store.missing(np.arange(100, dtype=np.uint32))) == 100 - wanted
+
+
+def test_memory_of_hashes_that_no_set_is_made_of_goes_back() -> None:
+    hashes = np.ones(32 << 20, np.uint32)
+    before = resident_bytes()
+    store = _cpu.SetStore(count=1, memory_bytes=1 << 30, directory="/")
+    one = np.zeros(1, np.uint32)
+    store.add(one, one, hashes, np.array([0, 1000, len(hashes)]), adopt=True, workers=1)
+    assert before - resident_bytes() > 100 << 20
+    assert store.get(0).tolist() == [1]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 @pytest.mark.parametrize("components", [False, True])

@@ -97,7 +97,7 @@ inline AsciiBlock fold_ascii(const uint8_t* in, uint64_t count, bool lower, uint
 
 #endif
 
-/// Appends base + i for each set bit i; returns how many there are. Writes up to 64 places past the last.
+/// Appends base + i for each set bit i; returns how many there are. Writes up to 16 places past the last.
 inline uint32_t append_bits(uint64_t bits, uint32_t base, uint32_t* out) {
 #if defined(__AVX512F__)
   const __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

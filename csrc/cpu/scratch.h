@@ -49,6 +49,9 @@ class Scratch {
     return true;
   }
 
+  /// Of what was taken, bytes that are not held any more.
+  void give_back(size_t bytes) { in_memory_ -= bytes; }
+
   uint64_t bytes_in_memory() const { return in_memory_; }
   uint64_t bytes_on_disk() const { return on_disk_; }
 

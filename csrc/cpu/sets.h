@@ -33,7 +33,8 @@ class SetStore {
 
   /// `add` without new memory: the sets are made where the `hash_count` hashes lie, and moved together at their front.
   /// `owner` is held from then on; the pages after the sets go back to the system. Returns false, and does nothing, if
-  /// memory has no room for them. `rows` must ascend.
+  /// memory has no room for the hashes that are wanted. `rows` must ascend. If it throws, the store is of no further
+  /// use.
   bool adopt(Context& context, const uint32_t* numbers, const uint32_t* rows, size_t count, uint32_t* hashes,
              const int64_t* offsets, size_t hash_count, std::shared_ptr<void> owner);
 

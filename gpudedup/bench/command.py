@@ -106,6 +106,7 @@ def bench(
     if context.invoked_subcommand is not None:
         return
     from gpudedup.bench.devices import present_devices
+    from gpudedup.bench.inputs import check_given
     from gpudedup.bench.record import read_records
     from gpudedup.bench.suites import SUITES, Order
     from gpudedup.bench.words import MIXES
@@ -127,6 +128,8 @@ def bench(
         raise ParameterError(f"TMPDIR is {tmp}, where nothing can be written; name another directory, or unset it")
     if peers is not None and not peers.is_dir():
         raise ParameterError(f"--peers {peers} is not a directory; gpudedup bench peers --install {peers} makes it")
+    if inputs:
+        check_given(inputs, text_column)
     default = QUICK_BYTES if quick else DEFAULT_BYTES
     text_bytes = default if size is None else parse_bytes("--size", size, LEAST_BYTES)
     devices, no_gpu = present_devices(device or [])

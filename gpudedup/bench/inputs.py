@@ -51,6 +51,13 @@ def inputs(order: Order) -> Inputs:
     return _given(order.inputs, order.text_column) if order.inputs else made(order)
 
 
+def check_given(files: Sequence[str], text_column: str) -> None:
+    """Raise InputError if the files of the user are not there or have no such column."""
+    memory = default_memory_bytes()
+    with closing(open_paths(files, text_column=text_column, columns=[text_column], memory_bytes=memory)) as source:
+        source.column_type(text_column)
+
+
 @cache
 def _given(files: tuple[str, ...], text_column: str) -> Inputs:
     documents = size = 0
