@@ -87,6 +87,7 @@ struct SignedBatch {
   ShingleHashes* hashes;
 };
 
+/// Throws std::bad_alloc.
 void sign(Context& context, const Signer& signer, const Documents& documents, const SignedBatch& out);
 
 }  // namespace gpudedup

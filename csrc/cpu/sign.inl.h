@@ -32,39 +32,24 @@ inline const uint8_t* take_code_point(const FoldTable& table, const uint8_t* at,
   return at;
 }
 
-/// The code point that starts a little-endian word, if it has at most three bytes and is well-formed (but for
-/// surrogates, which have no entry), and its bytes; else 0 bytes.
+/// `decode_short`, of ASCII too; of a surrogate it may say 3 bytes, for that has no entry in `folded`.
 inline uint32_t decode_word(uint32_t word, uint32_t* code_point) {
   if ((word & 0x80) == 0) {
     *code_point = word & 0x7F;
     return 1;
   }
+#if defined(__AVX512BW__)  // processors with a fast pext: a tenth more for Chinese
   if ((word & 0xC0C0F0) == 0x8080E0) {
-#if defined(__AVX512BW__)  // processors with a fast pext
     *code_point = _pext_u32(__builtin_bswap32(word), 0x0F3F3F00);
-#else
-    *code_point = (word & 0xF) << 12 | (word >> 2 & 0xFC0) | (word >> 16 & 0x3F);
-#endif
     return *code_point >= 0x800 ? 3 : 0;
   }
-  *code_point = (word & 0x1F) << 6 | (word >> 8 & 0x3F);
-  return (word & 0xC0E0) == 0x80C0 && *code_point >= 0x80 ? 2 : 0;
-}
-
-/// Writes the two or three jamo of a syllable of Hangul, three bytes each and one more; returns how many they are.
-inline uint32_t write_jamo(uint32_t code_point, uint8_t* out) {
-  uint32_t syllable = code_point - 0xAC00;  // Unicode 16.0, section 3.12
-  const uint32_t jamo[3] = {0x1100 + syllable / 588, 0x1161 + syllable % 588 / 28, 0x11A7 + syllable % 28};
-  for (uint32_t i = 0; i < 3; ++i) {
-    uint32_t bytes = 0x8080E0 | jamo[i] >> 12 | (jamo[i] >> 6 & 0x3F) << 8 | (jamo[i] & 0x3F) << 16;
-    memcpy(out + 3 * i, &bytes, 4);
-  }
-  return syllable % 28 ? 3 : 2;
+#endif
+  return decode_short(word, code_point);
 }
 
 /// Takes words of what is not ASCII, and the blanks and marks between them, as far as `folded` has entries; leaves at
 /// four bytes of ASCII, which `take_ascii` takes faster. Returns where it stopped.
-inline const uint8_t* take_words(const uint32_t* folded, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+inline const uint8_t* take_words(const SignPlan& plan, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
                                  UnitBuffer& units) {
   uint32_t count = units.count, used = units.used, run = units.run;
   uint32_t first = run ? units.start[count] : 0;           // of the open run
@@ -74,7 +59,7 @@ inline const uint8_t* take_words(const uint32_t* folded, const uint8_t* at, cons
     memcpy(&word, at, 4);
     uint32_t length = decode_word(word, &code_point);
     if (length <= 1 && (length == 0 || (word & 0x80808080) == 0)) break;
-    uint32_t entry = folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
+    uint32_t entry = plan.folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
     uint32_t size = entry >> FOLDED_SIZE_SHIFT & 3;
     if (kind == FOLDED_JOINERS) {
       uint32_t more = entry >> FOLDED_COUNT_SHIFT & 3;
@@ -97,9 +82,10 @@ inline const uint8_t* take_words(const uint32_t* folded, const uint8_t* at, cons
     } else if (kind == FOLDED_SYLLABLE) {
       if (run + 3 > MAX_RUN) break;
       first = run ? first : used;
-      uint32_t jamo = write_jamo(code_point, units.bytes + used);
-      run += jamo;
-      used += 3 * jamo;
+      fold_code_point(plan.fold, code_point, [&](uint32_t, uint32_t jamo) {
+        used += static_cast<uint32_t>(encode_utf8(jamo, units.bytes + used));
+        ++run;
+      });
     } else if (kind != FOLDED_NOTHING) {
       break;
     }
@@ -118,7 +104,7 @@ const uint8_t* find_words(const SignPlan& plan, const uint8_t* at, const uint8_t
   while (at < stop) {
     if (*at >= 0x80) {
       const uint8_t* before = at;
-      at = take_words(plan.folded, at, stop, end, units);
+      at = take_words(plan, at, stop, end, units);
       if (at == before) at = take_code_point<true>(plan.fold, at, end, units);
       continue;
     }
@@ -137,7 +123,7 @@ const uint8_t* find_words(const SignPlan& plan, const uint8_t* at, const uint8_t
 }
 
 /// Takes characters as far as `folded` has entries of one code point. Returns where it stopped.
-inline const uint8_t* take_chars(const uint32_t* folded, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
+inline const uint8_t* take_chars(const SignPlan& plan, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
                                  UnitBuffer& units) {
   uint32_t count = units.count, used = units.used;
   bool any = units.any, separated = units.separated;
@@ -160,7 +146,7 @@ inline const uint8_t* take_chars(const uint32_t* folded, const uint8_t* at, cons
     memcpy(&word, at, 4);
     uint32_t length = decode_word(word, &code_point);
     if (length == 0) break;
-    uint32_t entry = folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
+    uint32_t entry = plan.folded[code_point], kind = entry >> FOLDED_KIND_SHIFT;
     if (kind == FOLDED_SINGLE || kind == FOLDED_JOINERS) {
       if ((entry >> FOLDED_COUNT_SHIFT & 3) != 1) break;
       take_blank();
@@ -170,8 +156,9 @@ inline const uint8_t* take_chars(const uint32_t* folded, const uint8_t* at, cons
       separated = true;
     } else if (kind == FOLDED_SYLLABLE) {
       take_blank();
-      uint32_t jamo = write_jamo(code_point, units.bytes + used);
-      for (uint32_t i = 0; i < jamo; ++i) take_unit(3);
+      fold_code_point(plan.fold, code_point, [&](uint32_t, uint32_t jamo) {
+        take_unit(static_cast<uint32_t>(encode_utf8(jamo, units.bytes + used)));
+      });
     } else if (kind != FOLDED_NOTHING) {
       break;
     }
@@ -187,7 +174,7 @@ inline const uint8_t* take_chars(const uint32_t* folded, const uint8_t* at, cons
 const uint8_t* find_chars(const SignPlan& plan, const uint8_t* at, const uint8_t* stop, const uint8_t* end,
                           UnitBuffer& units) {
   while (at < stop) {
-    at = take_chars(plan.folded, at, stop, end, units);
+    at = take_chars(plan, at, stop, end, units);
     if (at < stop) at = take_code_point<false>(plan.fold, at, end, units);
   }
   return at;

@@ -359,7 +359,8 @@ PYBIND11_MODULE(_cpu, m) {
            }),
            py::kw_only(), "unit"_a, "n"_a, "fold"_a, "num_perm"_a, "seed"_a)
       .def("sign", sign_batch, "text"_a, "offsets"_a.noconvert(), py::kw_only(), "bands"_a = py::none(),
-           "scope_keys"_a = py::none(), "lanes"_a = true, "keep_hashes"_a = false, "workers"_a);
+           "scope_keys"_a = py::none(), "lanes"_a = true, "keep_hashes"_a = false, "workers"_a,
+           "(content, unit_count, lanes, band keys, shingle hashes, their offsets); None for what was not asked for.");
 
   m.def("hash_values", hash_values, "values"_a, "offsets"_a.noconvert());
   m.def("hash_words", hash_words, "words"_a.noconvert());

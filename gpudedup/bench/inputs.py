@@ -16,6 +16,7 @@ from gpudedup.bench.record import Text
 from gpudedup.bench.suites import Order
 from gpudedup.errors import BenchmarkError, InputError, OutputError
 from gpudedup.io import open_paths
+from gpudedup.io.source import Source
 from gpudedup.machine import default_memory_bytes, free_bytes
 
 STORED_SHARE = 0.75
@@ -53,8 +54,7 @@ def inputs(order: Order) -> Inputs:
 
 def check_given(files: Sequence[str], text_column: str) -> None:
     """Raise InputError if the files of the user are not there or have no such column."""
-    memory = default_memory_bytes()
-    with closing(open_paths(files, text_column=text_column, columns=[text_column], memory_bytes=memory)) as source:
+    with _opened(files, text_column) as source:
         source.column_type(text_column)
 
 
@@ -102,11 +102,15 @@ def _make(out: Path, options: dict[str, object]) -> None:
 
 def texts(files: Sequence[str], text_column: str) -> Iterator[pa.Array]:
     """The text of files, batch by batch, as a job reads it. Raises InputError."""
-    memory = default_memory_bytes()
-    with closing(open_paths(files, text_column=text_column, columns=[text_column], memory_bytes=memory)) as source:
+    with _opened(files, text_column) as source:
         for shard in source.shards:
             for batch in shard.read([text_column]):
                 yield batch.columns.column(0)
+
+
+def _opened(files: Sequence[str], text_column: str) -> closing[Source]:
+    memory = default_memory_bytes()
+    return closing(open_paths(files, text_column=text_column, columns=[text_column], memory_bytes=memory))
 
 
 def text_bytes(text: pa.Array) -> int:
